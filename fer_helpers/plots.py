@@ -80,7 +80,7 @@ def in_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def new_figure(
     height: float, title: str, note: str, *, width: float = WIDTH, rows: int = 1, columns: int = 1
 ) -> tuple[Figure, np.ndarray]:
-    """Return a figure (inches) with its axes, its title and, in the lower right corner, its note."""
+    """Return a figure (inches) with its axes, title and, in the lower right corner, its note."""
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
     if title:
         figure.suptitle(clean(title, 110), x=0.01, ha="left", fontsize=12, fontweight="bold")
