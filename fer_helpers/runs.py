@@ -608,7 +608,7 @@ def write_predictions(
     """Write one line per picture to `predictions.csv`; the split's earlier lines are replaced.
 
     Columns: `dataset, split, file, truth, prediction, leak_free, origin, p_<class>` ... A class
-    that this split does not know has an empty probability. `leak_free` is empty where nobody looked.
+    that this split does not know has no probability. `leak_free` is empty where nobody looked.
 
     Args:
         run: The run.
