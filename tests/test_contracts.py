@@ -1,5 +1,6 @@
-"""Promises of the repository as a whole: pairs, stored outputs, packaging files, no private traces."""
+"""Promises of the repository as a whole: pairs, stored outputs, packaging, no private traces."""
 
+import ast
 import json
 import re
 import subprocess
@@ -116,7 +117,9 @@ def test_cells_of_the_main_notebook_are_short():
 
 def test_papermill_understands_the_parameters_cell():
     parameters = papermill.inspect_notebook(str(MAIN))
-    assert parameters
+    cell = next(c for c in stored(MAIN).cells if "parameters" in c.metadata.get("tags", []))
+    lines = [line for line in ast.parse(cell.source).body if not isinstance(line, ast.Expr)]
+    assert list(parameters) == [line.target.id for line in lines]  # all are `NAME: type = value`
     for name, found in parameters.items():
         assert name.isupper(), name
         assert found["inferred_type_name"] in {"str", "int", "float", "bool"}, name
