@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import platformdirs
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from fer_helpers.layouts import DataError, Listing
@@ -86,7 +86,8 @@ def open_store(
 
     All pictures get one size: the most common one of the folder, reduced to `size` where it is
     larger. Pictures of another size are resized with Pillow's bilinear filter, which is
-    anti-aliased when it reduces; the others keep their exact pixels. EXIF rotation is applied.
+    anti-aliased when it reduces; the others keep their exact pixels. Rotated, transparent and
+    16-bit files are read as prediction reads them.
 
     Args:
         listing: files to read.
@@ -209,7 +210,7 @@ class _Builder:
         self.target, self.sizes, self.problems = target, Counter(), {}
         self.digests = np.zeros((len(paths), 32), np.uint8)
         self.hashes = np.zeros(len(paths), "S32")
-        self.native = np.zeros(len(paths), "U16")
+        self.native = np.zeros(len(paths), "U24")
         channels = 1 if self.grey else 3
 
         def task(start):
@@ -314,8 +315,7 @@ def _read(path: str, grey: bool, target: tuple[int, int] | None) -> _Picture:
     try:
         with Image.open(io.BytesIO(data)) as image:
             mode = image.mode
-            upright = ImageOps.exif_transpose(image) if _turned(image) else image
-            native = _convert(upright, "L" if grey else "RGB")
+            native = _upright(image).convert("L" if grey else "RGB")
     # Broken files raise OSError, ValueError, SyntaxError, struct.error and more, by format.
     except Exception as error:
         first = str(error).split("<")[0].strip() or type(error).__name__
@@ -334,14 +334,12 @@ def _read(path: str, grey: bool, target: tuple[int, int] | None) -> _Picture:
     )
 
 
-def _turned(image: Image.Image) -> bool:
-    return image.getexif().get(0x0112, 1) != 1
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as prediction would read it: upright, 8 bits, without transparency."""
+    rotated = image.getexif().get(0x0112, 1) in range(2, 9)
+    if image.mode in ("L", "RGB") and not rotated and not image.has_transparency_data:
+        return image
+    # Odd files only: reading ordinary datasets must not cost the import of torch.
+    from fer_helpers.preprocess import plain_image
 
-
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits per pixel: Pillow would clip instead of scaling
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    return plain_image(image)

@@ -45,7 +45,7 @@ from fer_helpers import checkpoints
 from fer_helpers.augment import Augment, mix
 from fer_helpers.config import Recipe
 from fer_helpers.data import SelectionSet, TrainSet, train_class_weights
-from fer_helpers.evaluation import detailed_lines, quick_scores
+from fer_helpers.confusions import class_scores, confusion_matrix, confusion_scores, top_confusions
 from fer_helpers.inference import autocast, predict_logits
 from fer_helpers.models import EmotionNet, parameter_groups
 from fer_helpers.preprocess import Preprocess
@@ -531,14 +531,19 @@ def _close_epoch(
         "train_accuracy": count.hits / count.seen,
     }
     began = time.monotonic()
-    logits = None
+    confusion = None
     if selection is not None:
         scored = parts.model if parts.average is None else parts.average.module
         logits = predict_logits(
             scored, selection, arguments["preprocess"],
             batch_size=max(recipe.batch_size, 64), device=device, precision=arguments["precision"],
         )  # fmt: skip
-        row |= quick_scores(logits, selection.labels, prefix="selection_")
+        confusion = confusion_matrix(selection.labels, logits.argmax(1), len(selection.class_names))
+        scores = confusion_scores(confusion)
+        truth = torch.from_numpy(np.asarray(selection.labels, dtype=np.int64))
+        row["selection_loss"] = float(F.cross_entropy(torch.from_numpy(logits), truth))
+        row["selection_accuracy"] = float(scores["accuracy"])
+        row["selection_macro_f1"] = float(scores["macro_f1"])
     row["lr"] = parts.optimizer.param_groups[-1]["lr"]
     if recipe.schedule == "plateau" and selection is not None:
         parts.schedule.step(row["selection_accuracy"])
@@ -548,12 +553,23 @@ def _close_epoch(
     row["seconds"] = round(count.seconds + time.monotonic() - began, 3)
     count.history.append(row)
     log(_line(row, recipe.epochs, row["epoch"] == count.best_epoch))
-    if logits is not None and recipe.detail_every and row["epoch"] % recipe.detail_every == 0:
-        for line in detailed_lines(logits, selection.labels, selection.class_names):
+    if confusion is not None and recipe.detail_every and row["epoch"] % recipe.detail_every == 0:
+        for line in detailed_lines(confusion, selection.class_names):
             log(f"    {line}")
     count.epoch, count.step, count.loss, count.hits = count.epoch + 1, 0, 0.0, 0
     count.seen, count.seconds = 0, 0.0
     return row
+
+
+def detailed_lines(confusion: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
+    """Accuracy of each class and the three largest confusions above 10 %, as lines of text."""
+    recall = class_scores(confusion)["recall"]
+    lines = ["  ".join(f"{n} {100 * r:.1f} %" for n, r in zip(class_names, recall, strict=True))]
+    for cell in top_confusions(confusion, class_names):
+        lines.append(
+            f"{cell['truth']} -> {cell['prediction']}: {100 * cell['share']:.1f} % ({cell['count']})"
+        )
+    return lines
 
 
 def _line(row: Mapping[str, Any], epochs: int, best: bool) -> str:
