@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
 import zipfile
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def test_broken_configuration_is_named_but_not_quoted(project, tmp_path, monkeyp
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
     with pytest.raises(KaggleError, match=r"kaggle\.json cannot be read") as caught:
         kaggle_user()
-    assert "sesame" not in str(caught.getrepr(chain=True))
+    assert "sesame" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_without_a_user_the_placeholder_stays_and_is_said(project, monkeypatch, capsys):
