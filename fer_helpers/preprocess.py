@@ -104,7 +104,7 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
         JPEG was too large to be decoded at full size, else absent.
 
     Raises:
-        ImageError: Missing, empty, damaged, too large, or not a picture; the sentence names the file.
+        ImageError: Missing, empty, damaged, too large, or not a picture; it names the file.
     """
     with _quiet:
         if isinstance(source, bytes | bytearray | memoryview):
@@ -122,7 +122,9 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
             except FileNotFoundError:
                 raise ImageError(f"{path} does not exist: check the path") from None
             except (OSError, ValueError) as error:
-                raise ImageError(f"{path} cannot be read: {_cause(error)}") from error
+                raise ImageError(
+                    f"{path} cannot be read ({_cause(error)}): check the path and who may read it"
+                ) from error
         name = str(getattr(source, "name", "the picture given as an open file"))
         if not (hasattr(source, "seek") and source.seekable()):
             source = io.BytesIO(source.read())
@@ -177,7 +179,9 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
     except MemoryError:
         raise ImageError(f"{name} does not fit into memory: save a smaller copy") from None
     except Exception as error:  # decoders of damaged files raise nearly everything
-        raise ImageError(f"{name} is damaged: {_cause(error)}") from error
+        raise ImageError(
+            f"{name} cannot be decoded ({_cause(error)}): get it again, or save it as PNG or JPEG"
+        ) from error
     # An orientation left in the metadata would be applied once more by the next reader.
     image.info = {"reduced_by": reduced_by} if reduced_by > 1 else {}
     return image
@@ -194,7 +198,7 @@ def _shrink(image: JpegImagePlugin.JpegImageFile, name: str) -> int:
     width, height = image.size
     if image.info.get("progressive") and width * height > MAX_PROGRESSIVE_PIXELS:
         raise ImageError(
-            f"{name} is too large for a progressive JPEG ({width} x {height}): save a copy of at most "
+            f"{name} is too large a progressive JPEG ({width} x {height}): save a copy of at most "
             f"{MAX_PROGRESSIVE_PIXELS // 1_000_000} megapixels"
         )
     for factor in (1, 2, 4, 8):
@@ -209,8 +213,7 @@ def plain_image(image: Image.Image) -> Image.Image:
     """Bring a PIL image of any mode to upright "L" or "RGB"; the image itself is not changed.
 
     Raises:
-        ImageError: Float pixels that are not numbers.
-        ValueError: A color model that Pillow cannot turn into RGB.
+        ValueError: Colors that Pillow cannot turn into RGB, or pixels that are not numbers.
     """
     image.load()
     upright = UPRIGHT.get(_orientation(image))
@@ -247,7 +250,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit or float grey as 8-bit grey, scaled, never clipped."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
-        raise ImageError("it holds pixels that are not numbers: save it as 8-bit PNG")
+        raise ValueError("it holds pixels that are not numbers")
     low, high = values.min(), values.max()
     if image.mode == "F" and low >= 0 and high <= 1:
         values = values * 255
@@ -371,10 +374,15 @@ class Preprocess:
         return torch.cat(resized, dim=1) if len(resized) > 1 else resized[0]
 
     def normalize(self, pixels: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalize float32 (N, 1 or 3, H, W) in 0..255 to (N, channels, H, W), into `out` if given."""
-        factor = pixels.new_tensor([1 / (255 * std) for std in self.std]).view(1, -1, 1, 1)
-        offset = pixels.new_tensor([m / s for m, s in zip(self.mean, self.std, strict=True)])
-        return torch.mul(pixels, factor, out=out).sub_(offset.view(1, -1, 1, 1))
+        """Float32 (N, 1 or 3, H, W) in 0..255 -> normalized (N, channels, H, W), `out` if given."""
+        count, given, height, width = pixels.shape
+        if out is None:
+            out = pixels.new_empty(count, self.channels, height, width)
+        # Plain numbers, channel by channel: a tensor of means would have to travel to a GPU.
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            source = pixels[:, channel if given > 1 else 0]
+            torch.mul(source, 1 / (255 * std), out=out[:, channel]).sub_(mean / std)
+        return out
 
     def undo(self, inputs: torch.Tensor) -> np.ndarray:
         """Model inputs (N, channels, H, W) -> uint8 array (N, H, W, channels) to look at."""
@@ -396,7 +404,7 @@ class Preprocess:
         unknown = set(settings) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(
-                f"unknown preprocessing settings {sorted(unknown)}: the checkpoint is of another version"
+                f"preprocessing settings {sorted(unknown)} are unknown: update the package"
             )
         return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()})
 
@@ -406,7 +414,13 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
     if isinstance(image, str | Path | bytes):
         image = open_image(image)
     if isinstance(image, Image.Image):
-        image = np.asarray(plain_image(image))
+        try:
+            image = np.asarray(plain_image(image))
+        except (OSError, ValueError) as error:
+            raise ImageError(
+                f"the PIL image of mode {image.mode} cannot be used ({_cause(error)}): "
+                "convert it to RGB first"
+            ) from error
     if isinstance(image, np.ndarray):
         channels_last = True
         if image.dtype == np.uint8:
@@ -430,3 +444,83 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
         )
         raise ImageError(f"pixels of shape {shape} cannot be read: give {expected} with C 1 or 3")
     return image.contiguous(), single
+
+
+# %% [markdown]
+# ## Demo
+# One drawn face, six ways to hand it over, one result.
+
+# %% tags=["active-ipynb"]
+# import io
+#
+# import matplotlib.pyplot as plt
+# import numpy as np
+# import torch
+#
+# from fer_helpers.demo_faces import draw_face
+# from fer_helpers.preprocess import ImageError, Preprocess, open_image
+#
+# face = draw_face("Happy", seed=3, size=75, color=True)
+# png = io.BytesIO()
+# face.save(png, "PNG")
+# array = np.asarray(face)
+# tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+#
+# preprocess = Preprocess(size=48, grey=True)
+# expected = preprocess(face)
+# for name, image in {
+#     "PIL image": face,
+#     "bytes of a PNG": png.getvalue(),
+#     "array": array,
+#     "tensor": tensor,
+#     "PIL image, already grey": face.convert("L"),
+#     "in a batch of arrays": np.stack([array] * 5),
+# }.items():
+#     result = preprocess(image)
+#     print(f"{name:25}{tuple(result.shape)!s:18}equal: {bool((result == expected).all())}")
+
+# %% [markdown]
+# What the model sees at the sizes in use: the picture, then the input turned back into pixels.
+
+# %% tags=["active-ipynb"]
+# views = {"the picture": array}
+# for size, grey in ((224, False), (224, True), (96, True), (48, True)):
+#     preprocess = Preprocess(size=size, grey=grey)
+#     views[f"{size} px{', grey' if grey else ''}"] = preprocess.undo(preprocess(face)[None])[0]
+# figure, axes = plt.subplots(1, len(views), figsize=(8, 1.9), layout="constrained")
+# for axis, (name, view) in zip(axes, views.items(), strict=True):
+#     axis.imshow(view)
+#     axis.set_title(name, fontsize=9)
+#     axis.set_axis_off()
+
+# %% [markdown]
+# Odd pictures. All four are the face above; the last one is only its first half, and says so.
+
+# %% tags=["active-ipynb"]
+# def encoded(image, kind, **options):
+#     stream = io.BytesIO()
+#     image.save(stream, kind, **options)
+#     return stream.getvalue()
+#
+#
+# turned = Image.Exif()
+# turned[0x0112] = 6  # held sideways: turn by 90 degrees to see it upright
+# clear = face.copy()
+# clear.putalpha(face.convert("L").point(lambda value: 255 if value > 90 else 0))
+# deep = Image.fromarray(np.asarray(face.convert("L")).astype(np.uint16) * 257)
+# odd = {
+#     "EXIF, sideways": encoded(face.rotate(90), "JPEG", exif=turned, quality=95),
+#     "CMYK": encoded(face.convert("CMYK"), "JPEG", quality=95),
+#     "16 bits": encoded(deep, "PNG"),
+#     "transparent": encoded(clear, "PNG"),
+# }
+# figure, axes = plt.subplots(1, len(odd), figsize=(6.4, 1.9), layout="constrained")
+# for axis, (name, data) in zip(axes, odd.items(), strict=True):
+#     axis.imshow(open_image(data).convert("RGB"))
+#     axis.set_title(name, fontsize=9)
+#     axis.set_axis_off()
+#
+# try:
+#     open_image(png.getvalue()[: len(png.getvalue()) // 2])
+# except ImageError as error:
+#     print(error)
