@@ -9,16 +9,19 @@
 # %% [markdown]
 # # What is done to a whole batch of faces at once
 #
-# The usual way opens one picture after the other and pushes it through a list of transforms in worker processes; at the speed
-# of PIL, the model waits for its data. The faces here are already bytes in memory, so a batch is augmented as one: flip,
-# rotation, scale, shift **and** the resize to the model's size are composed into one coordinate map per image and
-# sampled once. That is faster, and every pixel is interpolated once instead of three times.
+# The usual way opens one picture after the other and pushes it through a list of transforms in
+# worker processes; at the speed of PIL, the model waits for its data. The faces here are already
+# bytes in memory, so a batch is augmented as one: flip, rotation, scale, shift **and** the resize
+# to the model's size are composed into one coordinate map per image and sampled once. That is
+# faster, and every pixel is interpolated once instead of three times.
 #
-# Every random number comes from one generator that the caller owns: the same seed gives the same faces, on the CPU and on a GPU.
+# Every random number comes from one generator that the caller owns: the same seed gives the same
+# faces, on the CPU and on a GPU.
 
 # %%
 """What is done to a whole batch of faces at once, on the device."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,65 +33,73 @@ from fer_helpers.preprocess import Preprocess
 
 # %% [markdown]
 # ## One resampling per image
-# An image is a plane, a plane is complex numbers: with `z = x + iy` in -1..1, rotating and scaling is one multiplication,
-# shifting an addition, flipping `-conj(z)`. Resampling asks backwards, from where each output pixel comes, so the steps are undone in
-# reverse order: first the shift, then scale and rotation, last the flip. Because that map is linear in `x` and `y`, the whole grid
-# is an outer sum of one row and one column per image, some twenty times faster on a CPU than `torch.nn.functional.affine_grid`.
+# An image is a plane, and a plane is complex numbers: with `z = x + iy` in -1..1, turning and
+# scaling is a multiplication, shifting an addition, flipping `-conj(z)`. Resampling asks from where
+# in the picture each output pixel comes, so `backward` undoes the steps, the last one first. The
+# answer is linear in `x` and `y`, so the whole grid of coordinates is a row plus a column; on a CPU
+# that is some twenty times faster than `torch.nn.functional.affine_grid`.
 
 
 # %%
-def warp(
-    pixels: torch.Tensor,
-    size: int,
-    *,
-    flip: torch.Tensor,
-    angle: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    padding: str = "zeros",
+def backward(
+    flip: torch.Tensor, angle: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
 ) -> torch.Tensor:
-    """Resize, flip, rotate, scale and shift, in this order, in one bilinear sampling.
-
-    Equals torchvision's `resize` (without anti-aliasing), `hflip` and `affine` one after the other, up to rounding.
+    """From where each pixel comes when a picture is flipped, turned, scaled and shifted.
 
     Args:
-        pixels: float32 (N, C, H, W).
-        size: Side of the square output, pixels.
         flip: bool (N,), left and right exchanged.
         angle: float32 (N,), degrees, counter-clockwise.
         scale: float32 (N,), above 1 enlarges.
         shift: float32 (N, 2), to the right and down, as a fraction of the side.
+
+    Returns:
+        complex64 (N, 3): what a step of 1 in x, a step of 1 in y and the origin become, in units of
+        half a side, from the center.
+    """
+    # y points down, so a multiplication turns clockwise: this one undoes a turn the other way.
+    turn = torch.polar(1 / scale, torch.deg2rad(angle))
+    origin = -2 * torch.complex(shift[:, 0], shift[:, 1]) * turn
+    steps = torch.stack([turn, turn * 1j, origin], dim=1)
+    return torch.where(flip[:, None], -steps.conj(), steps)
+
+
+def resample(
+    pixels: torch.Tensor, steps: torch.Tensor, size: int, padding: str = "zeros"
+) -> torch.Tensor:
+    """Bilinear pictures at the places that `backward` gives.
+
+    Equals torchvision's `resize` (without anti-aliasing), `horizontal_flip` and `affine` one after
+    the other; to rounding, where nothing is resized.
+
+    Args:
+        pixels: float32 (N, C, H, W).
+        steps: complex64 (N, 3).
+        size: Side of the square output, pixels.
         padding: What stands outside the picture: "zeros" (black), "reflection" or "border".
 
     Returns:
         float32 (N, C, size, size).
     """
-    # Turning right-handed numbers in a frame whose y points down looks clockwise, and undoing it counter-clockwise.
-    turn = torch.polar(1 / scale, torch.deg2rad(angle))
-    start = -2 * torch.complex(shift[:, 0], shift[:, 1]) * turn
-    x_step, y_step = turn, turn * 1j
-    x_step, y_step, start = (
-        torch.where(flip, -step.conj(), step) for step in (x_step, y_step, start)
-    )
-    # Pixel centers, align_corners=False: -1 and 1 are the outer edges of the picture.
+    # Centers of pixels where -1 and 1 are the outer edges of the picture (align_corners=False).
     centers = (torch.arange(size, device=pixels.device, dtype=torch.float32) * 2 + 1) / size - 1
-    rows = x_step[:, None] * centers
-    columns = y_step[:, None] * centers + start[:, None]
+    rows = steps[:, 0:1] * centers
+    columns = steps[:, 1:2] * centers + steps[:, 2:3]
     grid = torch.view_as_real(rows[:, None, :] + columns[:, :, None])
-    if padding != "zeros" or size <= pixels.shape[-1]:
+    if padding != "zeros" or size <= min(pixels.shape[2:]):
         return F.grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
-    # Enlarging: grid_sample would fade to black over one *input* pixel, a dark frame several output pixels wide. Faded over
-    # one output pixel instead, as if the picture had been resized first.
+    # Enlarging: grid_sample would fade to black over one input pixel, a dark frame several output
+    # pixels wide. Fade over one output pixel instead, as if the picture had been resized first.
     warped = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
     inside = grid.abs_().mul_(-size / 2).add_((size + 1) / 2).clamp_(0, 1)
     return warped.mul_((inside[..., 0] * inside[..., 1])[:, None])
 
 
 # %% [markdown]
-# ## Light, holes
-# Brightness and contrast follow torchvision's `ColorJitter` (always brightness first; there the order is drawn too), random
-# erasing its `RandomErasing` after normalization with the value 0, which is the mean of the data. Boxes are masks, so that a batch
-# on a GPU is done without asking the device anything.
+# ## Light and holes
+# Brightness and contrast follow torchvision's `ColorJitter` (always brightness first; there the
+# order is drawn too), random erasing its `RandomErasing`: after normalization, with the value 0,
+# which is the mean of the data. The boxes are masks, so that a batch on a GPU needs no answer from
+# it.
 
 
 # %%
@@ -106,43 +117,44 @@ def jitter(pixels: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tenso
     pixels.mul_(brightness.view(-1, 1, 1, 1)).clamp_(0, 255)
     mean = pixels.mean((2, 3))
     if mean.shape[1] == 3:
-        mean = mean @ mean.new_tensor([[0.2989], [0.587], [0.114]])
-    contrast = contrast.view(-1, 1)
-    grey = (mean * (1 - contrast)).view(-1, 1, 1, 1)
-    return pixels.mul_(contrast.view(-1, 1, 1, 1)).add_(grey).clamp_(0, 255)
+        mean = 0.2989 * mean[:, 0:1] + 0.587 * mean[:, 1:2] + 0.114 * mean[:, 2:3]
+    contrast = contrast.view(-1, 1, 1, 1)
+    return pixels.mul_(contrast).add_(mean[:, :, None, None] * (1 - contrast)).clamp_(0, 255)
 
 
-def erase(
-    inputs: torch.Tensor, area: torch.Tensor, ratio: torch.Tensor, place: torch.Tensor
-) -> torch.Tensor:
-    """Set one box per image to 0, in place (Zhong et al. 2020, "Random Erasing Data Augmentation").
+def boxes(area: torch.Tensor, ratio: torch.Tensor, place: torch.Tensor, size: int) -> torch.Tensor:
+    """Boxes to erase in square pictures (Zhong et al. 2020, "Random Erasing Data Augmentation").
 
     Args:
-        inputs: float32 (N, C, H, W), normalized.
-        area: float32 (N,), share of the picture; 0 leaves an image alone.
+        area: float32 (N,), share of the picture; 0 gives an empty box.
         ratio: float32 (N,), height of the box over its width.
-        place: float32 (N, 2) in 0..1, from the topmost and leftmost place that fits to the last.
+        place: float32 (N, 2) in 0..1, from the first place that fits to the last, down and right.
+        size: Side of the pictures, pixels.
 
     Returns:
-        The same tensor.
+        float32 (N, 4): first row, row after the last, first column, column after the last; whole
+        numbers. A box longer than the picture is cut to its side (torchvision draws again).
     """
-    keep = []
-    for side, stretch, where in (
-        (inputs.shape[2], ratio, place[:, 0]),
-        (inputs.shape[3], 1 / ratio, place[:, 1]),
-    ):
-        length = (side * (area * stretch).sqrt()).round().clamp(max=side)
-        first = (where * (side - length + 1)).floor()[:, None]
-        position = torch.arange(side, device=inputs.device)
-        keep.append((position < first) | (position >= first + length[:, None]))
-    # A product is several times faster than masked_fill_ here.
-    return inputs.mul_(keep[0][:, None, :, None] | keep[1][:, None, None, :])
+    sides = (area[:, None] * torch.stack([ratio, 1 / ratio], dim=1)).sqrt() * size
+    sides = sides.round().clamp(max=size)
+    first = (place * (size - sides + 1)).floor()
+    return torch.stack([first, first + sides], dim=2).flatten(1)
+
+
+def erase(inputs: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Set one box (N, 4) per image to 0, in place; returns the same float32 (N, C, size, size)."""
+    places = torch.arange(inputs.shape[-1], device=inputs.device)
+    rows = (places >= boxes[:, 0:1]) & (places < boxes[:, 1:2])
+    columns = (places >= boxes[:, 2:3]) & (places < boxes[:, 3:4])
+    # On a CPU, products of floats are several times faster than `&` and `masked_fill_`.
+    box = rows.float()[:, None, :, None] * columns.float()[:, None, None, :]
+    return inputs.mul_(1 - box)
 
 
 def trivial(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """TrivialAugmentWide (Müller and Hutter 2021), torchvision's, image by image: uint8 (N, C, H, W) -> the same shape.
+    """TrivialAugmentWide (Müller and Hutter 2021), torchvision's, on uint8 (N, C, H, W).
 
-    Much slower than the rest of this module: about a millisecond per image.
+    One image after the other, so much slower than the rest of this module.
     """
     policy = v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
     seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
@@ -153,12 +165,13 @@ def trivial(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 # %% [markdown]
 # ## The recipe
-# `Augment` holds the strengths and draws the values. It draws the same table of numbers whatever is switched on, so switching one thing
-# off leaves the others as they were. With everything off, the result is exactly what `Preprocess` gives.
+# `Augment` holds the strengths and draws the values. It draws the same table of numbers whatever is
+# switched on, so switching one thing off leaves the others as they were. With everything off, the
+# result is exactly what `Preprocess` gives.
 
 # %%
 DRAWS = 12  # random numbers per image, whatever is switched on
-CACHED_PIXELS = 2**17  # output pixels per step on a CPU
+CACHED_PIXELS = 2**18  # output pixels per step on a CPU
 
 
 @dataclass(frozen=True)
@@ -202,9 +215,7 @@ class Augment:
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation is {self.rotation}: give degrees from 0 to 180")
         if not self.erase_min <= self.erase_max <= 1:
-            raise ValueError(
-                f"erase_max is {self.erase_max}: give a fraction from erase_min ({self.erase_min}) to 1"
-            )
+            raise ValueError(f"erase_max is {self.erase_max}: give a fraction from erase_min to 1")
         if self.padding not in ("zeros", "reflection", "border"):
             raise ValueError(f'padding is "{self.padding}": give zeros, reflection or border')
         if self.policy not in ("none", "trivial"):
@@ -218,8 +229,8 @@ class Augment:
         Args:
             images: uint8 (N, C, H, W), C 1 or 3; not changed.
             preprocess: What the model takes: size, channels, grey, mean, std.
-            generator: Where all random numbers come from. A CPU generator gives the same faces on every device and never waits
-                for a GPU.
+            generator: Where all random numbers come from. A CPU generator gives the same faces on
+                every device and never waits for a GPU.
 
         Returns:
             float32 (N, preprocess.channels, size, size), normalized, on `images.device`.
@@ -230,61 +241,53 @@ class Augment:
             table = torch.rand(len(images), DRAWS, generator=generator, device=generator.device)
             table = table.to(images.device, non_blocking=True)
             size = preprocess.size
-            inputs = torch.empty(
-                (len(images), preprocess.channels, size, size), device=images.device
-            )
-            step = len(images)
-            if images.device.type == "cpu":
-                # The faces of one step stay in the processor's cache from the first operation to the last.
-                step = max(1, CACHED_PIXELS // size**2)
-            parts = (images.split(step), table.split(step), inputs.split(step))
-            for part, draws, out in zip(*parts, strict=True):
-                self._augment(part, preprocess, draws, out)
-            return inputs
-
-    def _augment(
-        self, images: torch.Tensor, preprocess: Preprocess, table: torch.Tensor, out: torch.Tensor
-    ) -> None:
-        """`__call__` with the random numbers given, float32 (N, DRAWS) in 0..1, and the place for the result."""
-        either_way = table * 2 - 1
-        flip = table[:, 0] < self.flip
-        pixels = preprocess.to_grey(images)
-        if self.rotation or self.shift or self.scale:
-            if 2 * preprocess.size < min(pixels.shape[2:]):
-                # Sampling four neighbors in a much larger picture would skip what lies in between.
-                pixels = preprocess.resize(pixels)
-            pixels = warp(
-                pixels.float(),
-                preprocess.size,
-                flip=flip,
+            either_way = table * 2 - 1
+            flip = table[:, 0] < self.flip
+            steps = backward(
+                flip,
                 angle=self.rotation * either_way[:, 1],
                 scale=1 + self.scale * either_way[:, 2],
                 shift=self.shift * either_way[:, 3:5],
-                padding=self.padding,
             )
-        else:
-            pixels = preprocess.resize(pixels)
-            if self.flip:
-                pixels = torch.where(flip.view(-1, 1, 1, 1), pixels.flip(3), pixels)
-        if self.brightness or self.contrast:
-            pixels = jitter(
-                pixels,
-                1 + self.brightness * either_way[:, 5],
-                1 + self.contrast * either_way[:, 6],
-            )
-        preprocess.normalize(pixels, out=out)
-        if self.erase:
+            brightness = 1 + self.brightness * either_way[:, 5]
+            contrast = 1 + self.contrast * either_way[:, 6]
             share = self.erase_min + (self.erase_max - self.erase_min) * table[:, 8]
             area = torch.where(table[:, 7] < self.erase, share, 0.0)
-            ratio = 3.3 ** table[:, 9] * 0.3 ** (1 - table[:, 9])  # log-uniform in 0.3..3.3
-            erase(out, area, ratio, table[:, 10:12])
+            ratio = torch.exp(either_way[:, 9] * math.log(3.3))
+            holes = boxes(area, ratio, table[:, 10:12], size)
+
+            inputs = images.new_empty(
+                (len(images), preprocess.channels, size, size), dtype=torch.float32
+            )
+            # On a CPU few enough faces at a time to stay in its cache from first to last operation.
+            on_cpu = images.device.type == "cpu"
+            count = max(1, CACHED_PIXELS // size**2) if on_cpu else len(images)
+            for first in range(0, len(images), count):
+                part = slice(first, first + count)
+                pixels = preprocess.to_grey(images[part])
+                if self.rotation or self.shift or self.scale:
+                    if 2 * size < min(pixels.shape[2:]):
+                        # Four neighbors in a much larger picture would skip what lies in between.
+                        pixels = preprocess.resize(pixels)
+                    pixels = resample(pixels.float(), steps[part], size, self.padding)
+                else:
+                    pixels = preprocess.resize(pixels)
+                    if self.flip:
+                        pixels = torch.where(flip[part, None, None, None], pixels.flip(3), pixels)
+                if self.brightness or self.contrast:
+                    pixels = jitter(pixels, brightness[part], contrast[part])
+                preprocess.normalize(pixels, out=inputs[part])
+                if self.erase:
+                    erase(inputs[part], holes[part])
+            return inputs
 
 
 # %% [markdown]
 # ## Mixing faces
-# Mixup lays two faces over each other, cutmix pastes a box of one into the other; the label becomes shares of two classes.
-# torchvision has both (`v2.MixUp`, `v2.CutMix`), but they draw from the global generators of torch alone, so a resumed run could
-# not repeat them; these few lines draw from the caller's.
+# Mixup lays two faces over each other, cutmix pastes a box of one into the other; the label becomes
+# shares of two classes. torchvision has both (`v2.MixUp`, `v2.CutMix`), but they draw from the
+# global generators of torch alone, so a resumed run could not repeat them; these few lines draw
+# from the caller's.
 
 
 # %%
@@ -298,9 +301,10 @@ def mix(
     probability: float,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of a batch with itself, moved on by one place.
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of every image with its neighbor.
 
-    One share for the whole batch, from Beta(alpha, alpha), as in both papers. Where both are switched on, a coin decides.
+    One share for the whole batch, from Beta(alpha, alpha), as in both papers. Where both are
+    switched on, a coin decides.
 
     Args:
         images: float32 (N, C, H, W), in an order that is already random.
@@ -312,7 +316,7 @@ def mix(
         generator: Where the random numbers come from; a CPU generator never waits for a GPU.
 
     Returns:
-        Images (N, C, H, W), new ones where mixed, and float32 targets (N, K) whose rows add up to 1.
+        Images (N, C, H, W), new ones where mixed, and float32 targets (N, K), rows adding up to 1.
     """
     targets = F.one_hot(labels, num_classes).float()
     draws = torch.rand(5, generator=generator, device=generator.device).tolist()
@@ -375,13 +379,15 @@ def _span(center: float, half: float, side: int) -> tuple[int, int]:
 #     axis.set_title(emotion, fontsize=9)
 
 # %% [markdown]
-# What comes in from outside the picture is a choice: black (as torchvision does it, and the original), the picture mirrored, or its edge
-# drawn out. Black corners tell a model by how much a face was turned, which no test face will ever tell it.
+# What comes in from outside the picture is a choice: black (as torchvision does it, and the
+# original), the picture mirrored, or its edge drawn out. Black corners tell a model by how much a
+# face was turned, which no test face will ever tell it.
 
 # %% tags=["active-ipynb"]
 # figure, axes = plt.subplots(1, 4, figsize=(7, 2.1), layout="constrained")
 # shown = {"as it is": Augment()}
-# shown |= {padding: Augment(rotation=45, padding=padding) for padding in ("zeros", "reflection", "border")}
+# for padding in ("zeros", "reflection", "border"):
+#     shown[padding] = Augment(rotation=45, padding=padding)
 # for axis, (name, augment) in zip(axes, shown.items(), strict=True):
 #     face = augment(faces[3:4], preprocess, torch.Generator().manual_seed(2))
 #     axis.imshow(preprocess.undo(face)[0, ..., 0], cmap="gray", vmin=0, vmax=255)
@@ -395,11 +401,13 @@ def _span(center: float, half: float, side: int) -> tuple[int, int]:
 # labels = torch.arange(len(emotions))
 # inputs = preprocess(faces)
 # figure, axes = plt.subplots(2, len(emotions), figsize=(7, 2.6), layout="constrained")
-# for line, alphas in zip(axes, ({"mixup": 1.0, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}), strict=True):
+# for line, paste in zip(axes, (0.0, 1.0), strict=True):
 #     generator = torch.Generator().manual_seed(5)
-#     mixed, targets = mix(inputs, labels, len(emotions), probability=1.0, generator=generator, **alphas)
+#     alphas = {"mixup": 1 - paste, "cutmix": paste, "probability": 1.0}
+#     mixed, targets = mix(inputs, labels, len(emotions), generator=generator, **alphas)
 #     for axis, face, target in zip(line, preprocess.undo(mixed), targets, strict=True):
 #         axis.imshow(face[..., 0], cmap="gray", vmin=0, vmax=255)
-#         shares = [f"{share:.0%} {emotions[k]}" for k, share in enumerate(target.tolist()) if share]
-#         axis.set_title("\n".join(shares), fontsize=7)
+#         shares = zip(target.tolist(), emotions, strict=True)
+#         words = [f"{share:.0%} {emotion}" for share, emotion in shares if share]
+#         axis.set_title("\n".join(words), fontsize=7)
 #         axis.set_axis_off()

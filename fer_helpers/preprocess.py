@@ -9,10 +9,11 @@
 # %% [markdown]
 # # From a picture to a model input
 #
-# Most wrong answers of an emotion model in use are not the model's: the picture reached it turned on its side, with red and
-# blue swapped, resized by another library than in training, or not normalized. So there is one place where a picture becomes
-# a model input. Training, evaluation, a photo from a phone and the exported model all pass through `Preprocess`; a file, a
-# PIL image, an array, a tensor and a whole batch give the same numbers.
+# Most wrong answers of an emotion model in use are not the model's: the picture reached it turned
+# on its side, with red and blue swapped, resized by another library than in training, or not
+# normalized. So there is one place where a picture becomes a model input. Training, evaluation, a
+# photo from a phone and the exported model all pass through `Preprocess`; a file, a PIL image, an
+# array, a tensor and a whole batch give the same numbers.
 
 # %%
 """The one place where a picture becomes a model input."""
@@ -32,22 +33,22 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 # %% [markdown]
 # ## Opening a picture
-# What people call a photo may be a 16-bit scan, a sticker with a transparent background, a CMYK print file, a burst of
-# frames, or half a download. `open_image` gives back plain grey or RGB bytes, the right way up, or says in one sentence what is
-# wrong with which file.
+# What people call a photo may be a 16-bit scan, a sticker with a transparent background, a CMYK
+# print file, a burst of frames, or half a download. `open_image` gives back plain grey or RGB
+# bytes, the right way up, or says in one sentence what is wrong with which file.
 #
 # Pillow reads the formats; what is decided here is what it leaves open:
 #
 # - transparency is laid on white, as a browser or a printer would show it;
 # - 16-bit grey keeps its high byte (Pillow does that for 16-bit color, but clips grey);
 # - of several frames or pictures in a file, the first counts;
-# - a JPEG beyond 50 megapixels is decoded at 1/2, 1/4 or 1/8 of its sides, which costs little memory; other formats cannot
-#   do that and are refused.
+# - a JPEG beyond 50 megapixels is decoded at 1/2, 1/4 or 1/8 of its sides, which costs little
+#   memory; other formats cannot do that and are refused.
 
 # %%
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535
-# A progressive JPEG keeps all its coefficients (up to 6 bytes a pixel) while it is decoded, at any size.
+# A progressive JPEG keeps all its coefficients, up to 6 bytes a pixel, while it is decoded.
 MAX_PROGRESSIVE_PIXELS = 80_000_000
 
 # Values of the EXIF tag 0x0112 (EXIF 2.32, section 4.6.4) and what puts the picture upright.
@@ -99,11 +100,11 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
         source: Path, the bytes of a file, or an open binary file.
 
     Returns:
-        PIL image of mode "L" (the file is grey) or "RGB". `info["reduced_by"]` is 2, 4 or 8 where a JPEG was too large to
-        be decoded at full size, else absent.
+        PIL image of mode "L" (the file is grey) or "RGB". `info["reduced_by"]` is 2, 4 or 8 where a
+        JPEG was too large to be decoded at full size, else absent.
 
     Raises:
-        ImageError: Missing, empty, damaged, too large, or not a picture; one sentence that names the file.
+        ImageError: Missing, empty, damaged, too large, or not a picture; it names the file.
     """
     with _quiet:
         if isinstance(source, bytes | bytearray | memoryview):
@@ -121,7 +122,9 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
             except FileNotFoundError:
                 raise ImageError(f"{path} does not exist: check the path") from None
             except (OSError, ValueError) as error:
-                raise ImageError(f"{path} cannot be read: {_cause(error)}") from error
+                raise ImageError(
+                    f"{path} cannot be read ({_cause(error)}): check the path and who may read it"
+                ) from error
         name = str(getattr(source, "name", "the picture given as an open file"))
         if not (hasattr(source, "seek") and source.seekable()):
             source = io.BytesIO(source.read())
@@ -140,13 +143,13 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
             import pillow_heif
         except ImportError:
             raise ImageError(
-                f"{name} is a HEIC picture: `pip install pillow-heif` to read it, or save it as JPEG"
+                f"{name} is a HEIC picture: pip install pillow-heif, or save it as JPEG"
             ) from None
         pillow_heif.register_heif_opener()
     try:
         if head.startswith(b"\xff\xd8\xff"):
-            # Straight to the JPEG reader: Pillow's size limit stands before it could be told to decode at a reduced size.
-            # Of an MPO (several JPEGs in a file) this is the first picture.
+            # Straight to the JPEG reader, because Image.open refuses a large picture before it can
+            # be told to decode it smaller. Of an MPO (several JPEGs) this reads the first.
             image = JpegImagePlugin.JpegImageFile(stream)
             reduced_by = _shrink(image, name)
         else:
@@ -176,7 +179,9 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
     except MemoryError:
         raise ImageError(f"{name} does not fit into memory: save a smaller copy") from None
     except Exception as error:  # decoders of damaged files raise nearly everything
-        raise ImageError(f"{name} is damaged: {_cause(error)}") from error
+        raise ImageError(
+            f"{name} cannot be decoded ({_cause(error)}): get it again, or save it as PNG or JPEG"
+        ) from error
     # An orientation left in the metadata would be applied once more by the next reader.
     image.info = {"reduced_by": reduced_by} if reduced_by > 1 else {}
     return image
@@ -193,7 +198,8 @@ def _shrink(image: JpegImagePlugin.JpegImageFile, name: str) -> int:
     width, height = image.size
     if image.info.get("progressive") and width * height > MAX_PROGRESSIVE_PIXELS:
         raise ImageError(
-            f"{name} is a progressive JPEG of {width} x {height}, more than can be decoded in a gigabyte: save a smaller copy"
+            f"{name} is too large a progressive JPEG ({width} x {height}): save a copy of at most "
+            f"{MAX_PROGRESSIVE_PIXELS // 1_000_000} megapixels"
         )
     for factor in (1, 2, 4, 8):
         if width * height <= MAX_PIXELS * factor**2:
@@ -207,7 +213,7 @@ def plain_image(image: Image.Image) -> Image.Image:
     """Bring a PIL image of any mode to upright "L" or "RGB"; the image itself is not changed.
 
     Raises:
-        ImageError: A color model that Pillow cannot turn into RGB, or float pixels that are not numbers.
+        ValueError: Colors that Pillow cannot turn into RGB, or pixels that are not numbers.
     """
     image.load()
     upright = UPRIGHT.get(_orientation(image))
@@ -217,7 +223,7 @@ def plain_image(image: Image.Image) -> Image.Image:
     if mode.startswith("I") or mode == "F":
         image = _eight_bits(image)
     elif mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        # Pillow turns every CMYK JPEG over, because Adobe writes them upside down; the others do not.
+        # Pillow inverts every CMYK JPEG, because Adobe stores them inverted; the others do not.
         image = Image.eval(image, lambda value: 255 - value).convert("RGB")
     elif image.has_transparency_data or mode in ("La", "RGBa"):
         grey = mode in ("1", "L", "LA", "La")
@@ -244,7 +250,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit or float grey as 8-bit grey, scaled, never clipped."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
-        raise ImageError("it holds pixels that are not numbers: save it as 8-bit PNG")
+        raise ValueError("it holds pixels that are not numbers")
     low, high = values.min(), values.max()
     if image.mode == "F" and low >= 0 and high <= 1:
         values = values * 255
@@ -263,14 +269,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 # %% [markdown]
 # ## From pixels to numbers
-# `Preprocess` is a handful of settings that travel inside the checkpoint, and four small steps: grey if the model was trained
-# on grey, resize, one or three channels, normalize.
+# `Preprocess` is a handful of settings that travel inside the checkpoint, and four small steps:
+# grey if the model was trained on grey, resize, one or three channels, normalize.
 #
-# - Grey is computed as PIL computes mode "L", to the bit, so a color face turned grey here equals one that was stored grey.
-# - Resizing is bilinear with anti-aliasing, in float, and does not keep the aspect ratio, like the original `Resize((224, 224))`.
-#   A picture that already has the right size is not touched: the model sees exactly the stored pixels.
-# - Grey faces are one channel up to the very end. The three channels that an ImageNet backbone wants are made by the
-#   normalization itself, which costs nothing extra.
+# - Grey is computed as PIL computes mode "L", to the bit, so a color face turned grey here equals
+#   one that was stored grey.
+# - Resizing is bilinear with anti-aliasing, in float, and does not keep the aspect ratio, like the
+#   original `Resize((224, 224))`. A picture that already has the right size is not touched: the
+#   model sees exactly the stored pixels.
+# - Grey faces are one channel up to the very end. The three channels that an ImageNet backbone
+#   wants are made by the normalization itself, which costs nothing extra.
 
 # %%
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -318,11 +326,13 @@ class Preprocess:
         """Model input of one picture or a batch.
 
         Args:
-            image: One picture: path, bytes of a file, PIL image, uint8 array (H, W) or (H, W, C), uint8 tensor (H, W) or
-                (C, H, W). Or a batch: uint8 array (N, H, W, C), uint8 tensor (N, C, H, W). C is 1 or 3, RGB order.
+            image: One picture: path, bytes of a file, PIL image, uint8 array (H, W) or (H, W, C),
+                uint8 tensor (H, W) or (C, H, W). Or a batch: uint8 array (N, H, W, C), uint8 tensor
+                (N, C, H, W). C is 1 or 3, in RGB order.
 
         Returns:
-            float32 (channels, size, size), or (N, channels, size, size) for a batch, normalized; on the tensor's device.
+            float32 (channels, size, size), or (N, channels, size, size) for a batch, normalized; on
+            the tensor's device.
 
         Raises:
             ImageError: The file cannot be read, or the pixels have another type or shape.
@@ -335,7 +345,7 @@ class Preprocess:
     def to_grey(self, pixels: torch.Tensor) -> torch.Tensor:
         """Uint8 (N, C, H, W) -> (N, 1, H, W) where this model sees grey, else unchanged.
 
-        ITU-R 601-2 luma, in the integer arithmetic and rounding of PIL's mode "L" (Pillow, src/libImaging/Convert.c).
+        ITU-R 601-2 luma in the integer arithmetic of PIL's mode "L" (Pillow's Convert.c).
         """
         if pixels.shape[1] == 1 or not (self.grey or self.channels == 1):
             return pixels
@@ -356,19 +366,26 @@ class Preprocess:
         # One channel at a time for a big photo: as float, 50 megapixels in color would be 600 MB.
         planes = pixels.split(1, dim=1) if height * width > 2**22 else (pixels,)
         resized = [
-            F.interpolate(plane.float(), size=(self.size, self.size), mode="bilinear", antialias=True)
+            F.interpolate(
+                plane.float(), size=(self.size, self.size), mode="bilinear", antialias=True
+            )
             for plane in planes
         ]
         return torch.cat(resized, dim=1) if len(resized) > 1 else resized[0]
 
     def normalize(self, pixels: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """float32 (N, 1 or 3, H, W) in 0..255 -> (N, channels, H, W) with the model's mean and std, into `out` if given."""
-        factor = pixels.new_tensor([1 / (255 * std) for std in self.std]).view(1, -1, 1, 1)
-        offset = pixels.new_tensor([m / s for m, s in zip(self.mean, self.std, strict=True)])
-        return torch.mul(pixels, factor, out=out).sub_(offset.view(1, -1, 1, 1))
+        """Float32 (N, 1 or 3, H, W) in 0..255 -> normalized (N, channels, H, W), `out` if given."""
+        count, given, height, width = pixels.shape
+        if out is None:
+            out = pixels.new_empty(count, self.channels, height, width)
+        # Plain numbers, channel by channel: a tensor of means would have to travel to a GPU.
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            source = pixels[:, channel if given > 1 else 0]
+            torch.mul(source, 1 / (255 * std), out=out[:, channel]).sub_(mean / std)
+        return out
 
     def undo(self, inputs: torch.Tensor) -> np.ndarray:
-        """Model inputs (N, channels, H, W) or (channels, H, W) -> uint8 array (..., H, W, channels) to look at."""
+        """Model inputs (N, channels, H, W) -> uint8 array (N, H, W, channels) to look at."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         pixels = inputs.detach().float().cpu().mul(std).add(mean).mul(255)
         return pixels.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
@@ -387,7 +404,7 @@ class Preprocess:
         unknown = set(settings) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(
-                f"unknown preprocessing settings {sorted(unknown)}: the checkpoint is from another version"
+                f"preprocessing settings {sorted(unknown)} are unknown: update the package"
             )
         return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in settings.items()})
 
@@ -397,7 +414,13 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
     if isinstance(image, str | Path | bytes):
         image = open_image(image)
     if isinstance(image, Image.Image):
-        image = np.asarray(plain_image(image))
+        try:
+            image = np.asarray(plain_image(image))
+        except (OSError, ValueError) as error:
+            raise ImageError(
+                f"the PIL image of mode {image.mode} cannot be used ({_cause(error)}): "
+                "convert it to RGB first"
+            ) from error
     if isinstance(image, np.ndarray):
         channels_last = True
         if image.dtype == np.uint8:
@@ -416,6 +439,88 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
     if image.ndim == 3:
         image = image[None]
     if image.ndim != 4 or image.shape[1] not in (1, 3) or 0 in image.shape[2:]:
-        expected = "(H, W), (H, W, C) or (N, H, W, C)" if channels_last else "(C, H, W) or (N, C, H, W)"
+        expected = (
+            "(H, W), (H, W, C) or (N, H, W, C)" if channels_last else "(C, H, W) or (N, C, H, W)"
+        )
         raise ImageError(f"pixels of shape {shape} cannot be read: give {expected} with C 1 or 3")
     return image.contiguous(), single
+
+
+# %% [markdown]
+# ## Demo
+# One drawn face, six ways to hand it over, one result.
+
+# %% tags=["active-ipynb"]
+# import io
+#
+# import matplotlib.pyplot as plt
+# import numpy as np
+# import torch
+#
+# from fer_helpers.demo_faces import draw_face
+# from fer_helpers.preprocess import ImageError, Preprocess, open_image
+#
+# face = draw_face("Happy", seed=3, size=75, color=True)
+# png = io.BytesIO()
+# face.save(png, "PNG")
+# array = np.asarray(face)
+# tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+#
+# preprocess = Preprocess(size=48, grey=True)
+# expected = preprocess(face)
+# for name, image in {
+#     "PIL image": face,
+#     "bytes of a PNG": png.getvalue(),
+#     "array": array,
+#     "tensor": tensor,
+#     "PIL image, already grey": face.convert("L"),
+#     "in a batch of arrays": np.stack([array] * 5),
+# }.items():
+#     result = preprocess(image)
+#     print(f"{name:25}{tuple(result.shape)!s:18}equal: {bool((result == expected).all())}")
+
+# %% [markdown]
+# What the model sees at the sizes in use: the picture, then the input turned back into pixels.
+
+# %% tags=["active-ipynb"]
+# views = {"the picture": array}
+# for size, grey in ((224, False), (224, True), (96, True), (48, True)):
+#     preprocess = Preprocess(size=size, grey=grey)
+#     views[f"{size} px{', grey' if grey else ''}"] = preprocess.undo(preprocess(face)[None])[0]
+# figure, axes = plt.subplots(1, len(views), figsize=(8, 1.9), layout="constrained")
+# for axis, (name, view) in zip(axes, views.items(), strict=True):
+#     axis.imshow(view)
+#     axis.set_title(name, fontsize=9)
+#     axis.set_axis_off()
+
+# %% [markdown]
+# Odd pictures. All four are the face above; the last one is only its first half, and says so.
+
+# %% tags=["active-ipynb"]
+# def encoded(image, kind, **options):
+#     stream = io.BytesIO()
+#     image.save(stream, kind, **options)
+#     return stream.getvalue()
+#
+#
+# turned = Image.Exif()
+# turned[0x0112] = 6  # held sideways: turn by 90 degrees to see it upright
+# clear = face.copy()
+# clear.putalpha(face.convert("L").point(lambda value: 255 if value > 90 else 0))
+# deep = Image.fromarray(np.asarray(face.convert("L")).astype(np.uint16) * 257)
+# odd = {
+#     "EXIF, sideways": encoded(face.rotate(90), "JPEG", exif=turned, quality=95),
+#     "CMYK": encoded(face.convert("CMYK"), "JPEG", quality=95),
+#     "16 bits": encoded(deep, "PNG"),
+#     "transparent": encoded(clear, "PNG"),
+# }
+# figure, axes = plt.subplots(1, len(odd), figsize=(6.4, 1.9), layout="constrained")
+# for axis, (name, data) in zip(axes, odd.items(), strict=True):
+#     axis.imshow(open_image(data).convert("RGB"))
+#     axis.set_title(name, fontsize=9)
+#     axis.set_axis_off()
+#
+# try:
+#     open_image(png.getvalue()[: len(png.getvalue()) // 2])
+# except ImageError as error:
+#     print(error)
