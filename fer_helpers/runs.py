@@ -50,11 +50,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+
+from fer_helpers.plots import savefig
 
 STATE = "run.json"
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
@@ -529,7 +530,7 @@ def write_metrics(run: Run, metrics: Mapping[str, Any]) -> Path:
 
     - `"robustness"`: `{"stamp": stamp(...), "accuracy": {"blur": [level 0, level 1, ...], ...}}`,
     - `"slices"`: `{"pose": {"frontal": {"n", "accuracy", "accuracy_interval"}, ...}, ...}`,
-    - `"cross_dataset"`: a list of rows of `reports.cross_dataset`.
+    - `"cross_dataset"`: a list of rows of `comparison.cross_dataset`.
 
     Anything else is kept as it is.
 
@@ -659,15 +660,12 @@ def save_figure(run: Run, fig: Figure, name: str) -> Path:
 
     A figure of a run on drawn faces that does not say so gets the words into its corner.
     """
-    plain_name = re.sub(r"[^\w.-]+", "_", name)
     words = " ".join(text.get_text().lower() for text in fig.findobj(Text))
     if run.origin == "drawn" and "drawn" not in words:
         fig.text(0.995, 0.005, "drawn faces", ha="right", va="bottom", fontsize=7, alpha=0.7)
-    png, svg = (run.path(f"figures/{plain_name}{suffix}") for suffix in (".png", ".svg"))
-    # SVG would carry the date and random ids.
-    with matplotlib.rc_context({"svg.hashsalt": "fer"}), _explained("write", png):
-        fig.savefig(png, dpi=150, bbox_inches="tight", metadata={"Software": None})
-        fig.savefig(svg, bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    plain_name = re.sub(r"[^\w.-]+", "_", name)
+    with _explained("write", run.folder / "figures"):
+        png, _ = savefig(fig, run.folder / "figures", plain_name)
     return png
 
 
