@@ -194,9 +194,8 @@ def compare(records: Sequence[RunRecord]) -> pd.DataFrame:
 def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Mean and standard deviation over runs that differ in nothing but the seed.
 
-    One line per group of at least two seeds and scored set: `seeds`, `mean`, `sd` (over n - 1),
-    `low` and `high` (95 % t interval of the mean) of the accuracy, 0..1. A seed that was run twice
-    counts once.
+    One line per group of at least two seeds and scored set: `seeds`, `mean`, `sd` (over n - 1)
+    of the accuracy, 0..1. A seed that was run twice counts once.
     """
     groups: dict[tuple, dict[int, tuple[str, float]]] = {}
     for record in records:
@@ -220,10 +219,12 @@ def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
                 "split": split,
                 "views": views,
                 "seeds": summary["n"],
-                **{name: summary[name] for name in ("mean", "sd", "low", "high")},
+                "mean": summary["mean"],
+                "sd": summary["sd"],
             }
         )
-    return pd.DataFrame(lines)
+    columns = ["runs", "origin", "dataset", "split", "views", "seeds", "mean", "sd"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 # %%
@@ -288,7 +289,8 @@ def mcnemar_matrix(pairs: pd.DataFrame, value: str = "p_holm") -> pd.DataFrame:
 def plot_intervals(table: pd.DataFrame) -> Figure:
     """Draw the accuracies of `compare` with their 95 % intervals, and their leak-free twins."""
     rows = table.to_dict("records")
-    figure, axes = new_figure(1.6 + 0.45 * len(rows), "Accuracy and 95 % interval", _origin(table))
+    title = "Accuracy and 95 % interval"
+    figure, axes = new_figure(1.6 + 0.45 * len(rows), title, _origin(table["origin"]))
     ax = axes[0, 0]
     kinds = ((-0.12, "", "o", "all pictures"), (0.12, "leak_free_", "D", "without twins of train"))
     for (shift, prefix, marker, label), color in zip(kinds, PALETTE, strict=False):
@@ -323,14 +325,14 @@ def plot_histories(records: Sequence[RunRecord], column: str = "selection_accura
         records: The runs; those without this column are left out.
         column: A column of `history.csv`, such as `"train_loss"`.
     """
-    drawn = [r for r in records if column in r.history and r.history[column].notna().any()]
-    phases = sorted({phase for r in drawn for phase in r.history["phase"]})
-    note = _origin(pd.DataFrame({"origin": [r.origin for r in drawn]}))
+    shown = [r for r in records if column in r.history and r.history[column].notna().any()]
+    phases = sorted({phase for r in shown for phase in r.history["phase"]})
+    note = _origin(record.origin for record in shown)
     title = f"{column.replace('_', ' ')}, run over run".capitalize()
     figure, axes = new_figure(3.4, title, note, columns=max(len(phases), 1))
     lines = {}
     for ax, phase in zip(axes[0], phases, strict=False):
-        for index, record in enumerate(drawn):
+        for index, record in enumerate(shown):
             rows = record.history[record.history["phase"] == phase]
             color = PALETTE[index % len(PALETTE)]
             dashes = ("-", "--", ":")[index // len(PALETTE) % 3]
@@ -349,8 +351,9 @@ def plot_histories(records: Sequence[RunRecord], column: str = "selection_accura
     return figure
 
 
-def _origin(table: pd.DataFrame) -> str:
-    return "drawn faces" if "origin" in table and (table["origin"] == "drawn").any() else ""
+def _origin(origins: Iterable[str]) -> str:
+    known = set(origins)
+    return "drawn faces" if known == {"drawn"} else " and ".join(sorted(known)) * (len(known) > 1)
 
 
 # %% [markdown]
@@ -387,7 +390,11 @@ def why_seen(faces: Any, used: Sequence[Any]) -> str:
 
 
 def _pixel_hashes(faces: Any) -> list[str]:
-    """One hash per picture, the same for a grey one and its three-channel copy; "" for blank."""
+    """One hash per picture, "" for blank ones.
+
+    Not `FaceSet.pixel_hashes`: FER2013 is in circulation as three equal channels too, and such a
+    copy has to get the hash of its grey original.
+    """
     hashes = []
     for start in range(0, len(faces), 1024):
         for image in faces.images(np.arange(start, min(start + 1024, len(faces)))):
@@ -551,7 +558,7 @@ def write_made_up_run(
 # from fer_helpers import comparison
 #
 # scratch = tempfile.TemporaryDirectory()
-# for name, seed, skill in (("plain 1", 1, 2.5), ("plain 2", 2, 2.5), ("better", 1, 3.2)):
+# for name, seed, skill in (("plain 1", 1, 2.5), ("plain 2", 2, 2.5), ("better", 3, 3.2)):
 #     comparison.write_made_up_run(scratch.name, f"made-up {name}", seed=seed, skill=skill)
 # records, skipped = comparison.read_runs(comparison.find_runs(scratch.name))
 # table = comparison.compare(records)

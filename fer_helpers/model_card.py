@@ -27,7 +27,7 @@ from scipy import stats
 
 from fer_helpers.comparison import RunRecord, read_run
 from fer_helpers.confusions import top_confusions
-from fer_helpers.runs import Run, write_atomically
+from fer_helpers.runs import Run, write_file
 
 # %% [markdown]
 # ## Names and numbers
@@ -113,7 +113,7 @@ def model_card(run: Run | str | Path) -> str:
     if record.origin == "drawn":
         lines = [_say_drawn(line) for line in lines]
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
-    write_atomically(record.folder / "MODEL_CARD.md", text)
+    write_file(record.folder / "MODEL_CARD.md", text)
     return text
 
 

@@ -9,15 +9,15 @@
 # %% [markdown]
 # # Compare runs
 #
-# Which recipe is better, and is the difference more than luck? This notebook reads any number of run
-# folders and answers from their files alone: no picture and no model is loaded.
+# Which recipe is better, and is the difference more than luck? This notebook reads any number of
+# run folders and answers from their files alone: no picture and no model is loaded.
 #
 # - Each score stands beside its interval, its leak-free twin and the set its epoch was chosen on.
 # - Several seeds of one recipe are summed up as mean ± standard deviation.
 # - Two runs on the same pictures are compared picture by picture (McNemar).
 
 # %% tags=["parameters"]
-RUNS: str = ""  # run folders separated by commas; empty takes all in runs/
+RUNS: str = ""  # run folders, or folders of runs, separated by commas; empty takes all in runs/
 
 # %% [markdown]
 # ## The runs
@@ -34,16 +34,16 @@ from IPython.display import display
 
 from fer_helpers import comparison
 
-folders = [Path(name.strip()) for name in RUNS.split(",") if name.strip()]
-if not folders:
-    folders = comparison.find_runs("runs") or comparison.find_runs("../runs")
+names = [name.strip() for name in RUNS.split(",") if name.strip()] or ["runs"]
+folders = [folder for name in names for folder in comparison.find_runs(name) or [Path(name)]]
+made_up = not RUNS.strip() and folders == [Path("runs")]
 
 # %%
 scratch = tempfile.TemporaryDirectory()
-records, skipped = comparison.read_runs(folders)
-if not folders:
-    print("No runs here: the three runs below are MADE UP, no model stands behind their numbers.")
-    for name, seed, skill in (("plain 1", 1, 2.5), ("plain 2", 2, 2.5), ("better", 1, 3.2)):
+records, skipped = comparison.read_runs([] if made_up else folders)
+if made_up:
+    print("No runs in runs/ (from here, RUNS may be ../runs): the three below are MADE UP.")
+    for name, seed, skill in (("plain 1", 1, 2.5), ("plain 2", 2, 2.5), ("better", 3, 3.2)):
         comparison.write_made_up_run(scratch.name, f"made-up {name}", seed=seed, skill=skill)
     records, skipped = comparison.read_runs(comparison.find_runs(scratch.name))
 scratch.cleanup()
@@ -61,8 +61,9 @@ for record in records:
 
 # %%
 table = comparison.compare(records)
-numbers = table.select_dtypes("float").columns
-display(table.style.format("{:.3f}", subset=list(numbers), na_rep="–", escape="html").hide())
+shown = ["run", "origin", "dataset", "split", "n", "views", "seed", "accuracy", "low", "high"]
+display(table[shown].round(4))
+display(table.drop(columns=[*shown[5:], "origin", "headline"]).round(4))
 
 # %% [markdown]
 # ## Intervals
@@ -77,8 +78,8 @@ display(comparison.plot_intervals(headlines if len(headlines) else table))
 # %% [markdown]
 # ## Several seeds
 #
-# Runs that differ in nothing but the seed. One seed is an anecdote: a difference between recipes that
-# is smaller than the standard deviation over seeds is none.
+# Runs that differ in nothing but the seed. One seed is an anecdote: a difference between recipes
+# that is smaller than the standard deviation over seeds is none.
 
 # %%
 seeds = comparison.compare_seeds(records)
@@ -90,16 +91,17 @@ else:
 # %% [markdown]
 # ## McNemar: the same pictures, two runs
 #
-# Of the pictures that exactly one of two runs got right, how many are on either side? If the runs were
-# equally good, it would be half and half; the p-value says how surprising the split is. With many pairs
-# some look surprising by luck alone, so the matrix shows values corrected for their number (Holm).
+# Of the pictures that exactly one of two runs got right, how many are on either side? If the runs
+# were equally good, it would be half and half; the p-value says how surprising the split is. With
+# many pairs some look surprising by luck alone, so the matrix shows values corrected for their
+# number (Holm).
 
 # %%
 sets = table[["dataset", "split"]].drop_duplicates().itertuples(index=False, name=None)
 for dataset, split in sets if len(records) > 1 else ():
     pairs = comparison.mcnemar_pairs(records, dataset, split)
     print(f"{dataset} {split}: McNemar, p-values after Holm")
-    display(comparison.mcnemar_matrix(pairs).style.format("{:.3g}", na_rep="–", escape="html"))
+    display(comparison.mcnemar_matrix(pairs).round(4))
     display(pairs.round(4))
 if len(records) == 1:
     print("One run alone: there is no pair to compare.")
