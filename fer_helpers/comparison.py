@@ -117,7 +117,7 @@ def _read_table(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     missing = [name for name in needed if name not in table]
     if missing:
         raise ValueError(f"{path.name} has no column {', '.join(missing)}")
-    for name in table.columns.difference((*HISTORY[:2], *PREDICTIONS)):
+    for name in table.columns.difference([*HISTORY[:2], *PREDICTIONS]):
         table[name] = table[name].replace("", "nan").astype(np.float64)
     return table
 
