@@ -21,25 +21,27 @@ help:  ## list the targets
 setup: $(STAMP)  ## create the virtual environment and install everything (skipped when done)
 
 # The lock is for Python 3.11. Other versions take the newest packages that pyproject.toml allows.
+# --no-compile: Python compiles what it imports anyway, pip would compile everything first (a minute).
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d found, 3.11 or newer needed; say which with make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
-	  $(PY) -m pip install -q -r requirements.lock && $(PY) -m pip install -q --no-deps -e . ; \
+	  $(PY) -m pip install -q --no-compile -r requirements.lock && $(PY) -m pip install -q --no-deps -e . ; \
 	else \
-	  $(PY) -m pip install -q -e ".[$(EXTRAS)]" ; \
+	  $(PY) -m pip install -q --no-compile -e ".[$(EXTRAS)]" ; \
 	fi
 	$(PY) -c 'import pathlib; pathlib.Path("$(STAMP)").touch()'
 
 run: setup  ## the whole workflow on drawn faces; results in runs/demo
 	mkdir -p build
 	$(BIN)/papermill "$(NOTEBOOK)" build/demo.ipynb -f params/demo.yaml
-	$(PY) -c 'from fer_helpers.runs import attach_notebook; attach_notebook("build/demo.ipynb", "runs/demo")'
-	@echo "Done: open runs/demo/demo.html in a browser; every number, figure and checkpoint is beside it in runs/demo."
+	$(PY) -c 'from fer_helpers.runs import attach_notebook; print("Done. Open", attach_notebook("build/demo.ipynb", "runs/demo"), "in a browser; numbers, figures and checkpoints lie beside it.")'
 
+# Both executions of the demo begin without a run folder: the second one's is build/build/runs.
 test: check test-fast  ## style, tests, the demo run by papermill and repeated by nbval, every notebook
 	mkdir -p build
-	$(BIN)/papermill "$(NOTEBOOK)" build/demo.ipynb -f params/demo.yaml --no-progress-bar
+	rm -rf build/runs build/build
+	$(BIN)/papermill "$(NOTEBOOK)" build/demo.ipynb -f params/demo.yaml -p OUTPUT_DIR build/runs --no-progress-bar
 	$(PY) -m pytest --nbval build/demo.ipynb
 	$(PY) -m pytest -n 2 --dist loadscope --nbval-lax "$(NOTEBOOK)" notebooks/*.ipynb
 

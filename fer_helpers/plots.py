@@ -20,7 +20,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -87,16 +87,13 @@ def new_figure(
     if note:
         strip = 0.2 / height
         figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
-        figure.text(
-            0.995,
-            0.04 / height,
-            clean(note, 150),
-            ha="right",
-            fontsize=8.5,
-            style="italic",
-            color=GREY,
-        )
+        _write_note(figure, note)
     return figure, axes
+
+
+def _write_note(figure: Figure, note: str) -> None:
+    down = 0.04 / figure.get_figheight()
+    figure.text(0.995, down, clean(note, 150), ha="right", fontsize=8.5, style="italic", color=GREY)
 
 
 # %%
@@ -195,8 +192,9 @@ def to_rgb(images: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 # %% [markdown]
-# All faces of a gallery are pasted onto one canvas. A single picture draws much faster than fifty
-# pairs of axes, and nothing can overlap.
+# All faces of a gallery are pasted onto one canvas, drawn pixel for pixel: a single picture draws
+# much faster than fifty pairs of axes, and nothing can overlap. 32 shades per channel are plenty
+# for a preview and halve the size of a notebook that carries the figure.
 
 
 # %%
@@ -205,49 +203,71 @@ def draw_gallery(
     *,
     row_labels: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
-    cell: float = 1.1,
+    cell: int = 110,
     title: str = "",
     note: str = "",
 ) -> Figure:
     """Draw rows of faces (uint8, rows may differ in length) with a name per row and captions below.
 
-    `cell` is the width of a face in inches; it shrinks when the figure would become too wide.
+    `cell` is the greatest width of a face in pixels; it shrinks when the figure would become wider
+    than a notebook. Small faces are enlarged by whole factors, so their pixels stay visible.
     """
     faces = [to_rgb(row) for row in rows]
     if not any(faces):
         raise ValueError("there is no face to draw, so pass at least one.")
     if row_labels:
         _check_rows("row_labels", row_labels, rows)
-    side = max(face.shape[0] for row in faces for face in row)
     columns = max(len(row) for row in faces)
-    lines = max((caption.count("\n") + 1 for row in captions for caption in row), default=0)
-    left = 1.05 if row_labels else 0.1
-    cell = min(cell, (WIDTH - left - 0.1) / columns)
-    # All lengths below in pixels of the canvas, where a face with its gap is `pitch` wide.
-    pitch = round(side * 1.06) + 1
-    text = math.ceil(lines * 0.155 / cell * pitch) + (pitch // 16 if lines else 0)
-    canvas = np.full((len(faces) * (pitch + text), columns * pitch, 3), 255, dtype=np.uint8)
-    height = canvas.shape[0] * cell / pitch + (0.45 if title else 0.1) + (0.2 if note else 0)
-    width = min(WIDTH, max(columns * cell + left + 0.1, 0.11 * len(title) + 0.3, 3.5))
-    figure, axes = new_figure(height, title, note, width=width)
-    ax = axes[0, 0]
+    labels = [clean(label) for label in row_labels]
+    left = 14 + 8 * max((len(label) for label in labels), default=0)
+    side = min(cell, (round(100 * WIDTH) - left - 10) // columns - 6)
+    sides = {max(face.shape[:2]) for row in faces for face in row}
+    doubled = len(sides) == 1 and max(sides) <= side
+    if doubled:
+        side = side // max(sides) * max(sides)
+    texts = [[_wrap(caption, side // 6) for caption in row] for row in captions]
+    lines = max((text.count("\n") + 1 for row in texts for text in row), default=0)
+    pitch = side + 6
+    row_height = pitch + (14 * lines + 4 if lines else 0)
+    canvas = np.full((len(faces) * row_height - 6, columns * pitch - 6, 3), 255, dtype=np.uint8)
+    top, bottom = (30 if title else 6), (22 if note else 6)
+    height = top + canvas.shape[0] + bottom
+    width = max(left + canvas.shape[1] + 10, 9 * len(title) + 20, 6 * len(note) + 20)
+    figure = plt.figure(figsize=(width / 100, height / 100), layout="none")
+    if title:
+        figure.text(
+            8 / width, 1 - 6 / height, clean(title, 100), va="top", fontsize=12, fontweight="bold"
+        )
+    _write_note(figure, note)
+    ax = figure.add_axes(
+        (left / width, bottom / height, canvas.shape[1] / width, canvas.shape[0] / height)
+    )
     for i, row in enumerate(faces):
         for j, face in enumerate(row):
-            if face.shape[:2] != (side, side):
-                face = np.asarray(Image.fromarray(np.ascontiguousarray(face)).resize((side, side)))
-            top, start = i * (pitch + text), j * pitch
-            canvas[top : top + side, start : start + side] = face
-            if captions:
+            y, x = i * row_height, j * pitch
+            canvas[y : y + side, x : x + side] = _resized(face, side, doubled) // 8 * 8 + 4
+            if texts:
                 ax.text(
-                    start + side / 2, top + side + pitch / 20, captions[i][j],
-                    ha="center", va="top", fontsize=8.5, linespacing=1.15,
+                    x + side / 2, y + side + 3, texts[i][j],
+                    ha="center", va="top", fontsize=8, linespacing=1.2,
                 )  # fmt: skip
-    ax.imshow(canvas)
+        if labels:
+            ax.text(-7, i * row_height + side / 2, labels[i], ha="right", va="center")
+    ax.imshow(canvas, interpolation="nearest", aspect="auto")
     ax.set_axis_off()
-    ax.set_anchor("W" if row_labels else "C")
-    for i, label in enumerate(row_labels):
-        ax.text(-pitch * 0.08, i * (pitch + text) + side / 2, clean(label), ha="right", va="center")
     return figure
+
+
+def _wrap(caption: str, limit: int) -> str:
+    lines = caption.split("\n")
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, max(limit, 4)))
+
+
+def _resized(face: np.ndarray, side: int, doubled: bool) -> np.ndarray:
+    if face.shape[:2] == (side, side):
+        return face
+    how = Image.Resampling.NEAREST if doubled else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(np.ascontiguousarray(face)).resize((side, side), how))
 
 
 # %%
@@ -278,7 +298,7 @@ def plot_augmentation(
     return draw_gallery(
         [augmented, originals],
         row_labels=["augmented", "as stored"],
-        cell=1.5,
+        cell=150,
         title=title,
         note=note,
     )
@@ -396,6 +416,7 @@ def draw_matrix(
     ax.set_xticks(spots, shown, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_yticks(spots, shown, rotation=0)
     ax.tick_params(length=0)
+    ax.grid(False)
     ax.set_xlabel(prediction)
     ax.set_ylabel(truth)
 
@@ -491,7 +512,7 @@ def plot_mistakes(
     return draw_gallery(
         [images[s : s + columns] for s in starts],
         captions=[captions[s : s + columns] for s in starts],
-        cell=1.35,
+        cell=120,
         title=title,
         note=note,
     )
@@ -538,3 +559,42 @@ def plot_prediction(
     ax.spines["bottom"].set_visible(False)
     ax.set_xticks([])
     return figure
+
+
+# %% [markdown]
+# ## Demo
+# The numbers of the original notebook's last phase, and drawn faces.
+
+# %% tags=["active-ipynb"]
+# import numpy as np
+#
+# from fer_helpers.demo_faces import draw_face
+# from fer_helpers.plots import plot_class_counts, plot_confusion, plot_samples
+#
+# names = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+# faces = [
+#     np.stack([np.asarray(draw_face(name, seed=seed)) for seed in range(5)]) for name in names[:4]
+# ]
+# plot_samples(faces, names[:4], note="drawn faces")
+
+# %% tags=["active-ipynb"]
+# plot_class_counts(
+#     {
+#         "train": [3995, 436, 4097, 7215, 4965, 4830, 3171],
+#         "test": [958, 111, 1024, 1774, 1233, 1247, 831],
+#     },
+#     names,
+#     title="FER2013: images per class",
+# )
+
+# %% tags=["active-ipynb"]
+# original = np.array([
+#     [597, 29, 88, 31, 86, 105, 22],
+#     [21, 81, 2, 2, 1, 3, 1],
+#     [131, 15, 438, 21, 87, 229, 103],
+#     [32, 5, 28, 1514, 110, 45, 40],
+#     [73, 12, 37, 59, 836, 194, 22],
+#     [131, 16, 115, 41, 213, 714, 17],
+#     [21, 0, 77, 36, 15, 15, 667],
+# ])
+# plot_confusion(original, names, title="The original notebook's confusion matrix")
