@@ -190,7 +190,7 @@ def _scores(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 _with_interval(numbers, "accuracy"),
                 f"{_with_interval(twin, 'accuracy')}, n = {twin['n']:,}"
                 if twin
-                else "not looked at",
+                else "not computed",
                 _with_interval(numbers, "macro_f1"),
                 escape(stamp["selection_set"]),
                 escape(stamp["note"]) or "–",
