@@ -50,11 +50,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+
+from fer_helpers.plots import savefig
 
 STATE = "run.json"
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
@@ -87,7 +88,7 @@ def _explained(doing: str, where: Path) -> Iterator[None]:
         raise RunError(f"Cannot {doing} {where} ({error.strerror or error}); {advice}.") from error
 
 
-def write_atomically(path: Path, content: bytes | str) -> Path:
+def write_file(path: Path, content: bytes | str) -> Path:
     """Write a file so that at every moment either the old or the new content stands there, whole.
 
     Raises:
@@ -184,7 +185,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:
-    write_atomically(folder / STATE, json.dumps(state, indent=2, sort_keys=True) + "\n")
+    write_file(folder / STATE, json.dumps(state, indent=2, sort_keys=True) + "\n")
 
 
 def fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -268,7 +269,7 @@ def open_run(
         run = _continue(named, output, run_name, wanted, origin)
 
     parameters = {str(key).upper(): _plain(value, str(key)) for key, value in config_dict.items()}
-    write_atomically(
+    write_file(
         run.folder / "params.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
     )
     return run
@@ -529,7 +530,7 @@ def write_metrics(run: Run, metrics: Mapping[str, Any]) -> Path:
 
     - `"robustness"`: `{"stamp": stamp(...), "accuracy": {"blur": [level 0, level 1, ...], ...}}`,
     - `"slices"`: `{"pose": {"frontal": {"n", "accuracy", "accuracy_interval"}, ...}, ...}`,
-    - `"cross_dataset"`: a list of rows of `reports.cross_dataset`.
+    - `"cross_dataset"`: a list of rows of `comparison.cross_dataset`.
 
     Anything else is kept as it is.
 
@@ -546,7 +547,7 @@ def write_metrics(run: Run, metrics: Mapping[str, Any]) -> Path:
         )
     plain["origin"] = run.origin
     text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    return write_atomically(run.folder / "metrics.json", text + "\n")
+    return write_file(run.folder / "metrics.json", text + "\n")
 
 
 def write_timing(run: Run, timing: Mapping[str, Any]) -> Path:
@@ -557,7 +558,7 @@ def write_timing(run: Run, timing: Mapping[str, Any]) -> Path:
     except (OSError, ValueError):
         before = {}
     both = {**before, **_plain(timing, "timing")}
-    return write_atomically(path, json.dumps(both, indent=1, sort_keys=True) + "\n")
+    return write_file(path, json.dumps(both, indent=1, sort_keys=True) + "\n")
 
 
 # %%
@@ -579,7 +580,7 @@ def _replace_rows(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...])
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(fresh)
-    return write_atomically(path, text.getvalue())
+    return write_file(path, text.getvalue())
 
 
 def write_history(run: Run, phase: str, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -659,15 +660,12 @@ def save_figure(run: Run, fig: Figure, name: str) -> Path:
 
     A figure of a run on drawn faces that does not say so gets the words into its corner.
     """
-    plain_name = re.sub(r"[^\w.-]+", "_", name)
     words = " ".join(text.get_text().lower() for text in fig.findobj(Text))
     if run.origin == "drawn" and "drawn" not in words:
         fig.text(0.995, 0.005, "drawn faces", ha="right", va="bottom", fontsize=7, alpha=0.7)
-    png, svg = (run.path(f"figures/{plain_name}{suffix}") for suffix in (".png", ".svg"))
-    # SVG would carry the date and random ids.
-    with matplotlib.rc_context({"svg.hashsalt": "fer"}), _explained("write", png):
-        fig.savefig(png, dpi=150, bbox_inches="tight", metadata={"Software": None})
-        fig.savefig(svg, bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    plain_name = re.sub(r"[^\w.-]+", "_", name)
+    with _explained("write", run.folder / "figures"):
+        png, _ = savefig(fig, run.folder / "figures", plain_name)
     return png
 
 
@@ -690,12 +688,12 @@ def attach_notebook(executed_ipynb: str | Path, run_folder: str | Path) -> Path:
         raise RunError(f"{source} is no notebook that can be read ({error}).") from error
     copy = folder / source.name
     if copy.resolve() != source.resolve():
-        write_atomically(copy, source.read_bytes())
+        write_file(copy, source.read_bytes())
     body, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": "notebook"}})
     # Older nbconvert writes the name into the title as it is, newer escapes it: set it ourselves.
     title = f"<title>{html.escape(source.stem)}</title>"
     body = re.sub(r"<title>.*?</title>", lambda _: title, body, count=1, flags=re.DOTALL)
-    return write_atomically(copy.with_suffix(".html"), body)
+    return write_file(copy.with_suffix(".html"), body)
 
 
 # %% [markdown]
