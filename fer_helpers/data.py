@@ -332,13 +332,13 @@ class _Reader:
         self.bad_files.extend(found)
 
 
-def _origin(*folders: Path) -> str:
-    """Read "drawn" from the marker that `demo_faces.write_demo_faces` leaves, else "real"."""
-    places = {place for folder in folders for place in (folder, *list(folder.parents)[:2])}
+DRAWN_MARKER = "drawn_faces.json"
+
+
+def _origin(*split_folders: Path) -> str:
+    """Read "drawn" off the marker that `demo_faces.write_demo_faces` leaves, else "real"."""
+    places = {place for folder in split_folders for place in list(folder.parents)[:2]}
     return "drawn" if any((place / DRAWN_MARKER).exists() for place in places) else "real"
-
-
-DRAWN_MARKER = "DRAWN_FACES.txt"
 
 
 def _as_test(faces: FaceSet, train_hashes: np.ndarray, split: str, stamp: str = "") -> TestSet:
@@ -441,7 +441,9 @@ def load_affectnet(
             f"{parameter}: {root} must hold the folders train and val (and perhaps test), but "
             f"holds {_contents(root)}: give the folder that holds them, or unzip it again"
         )
-    reader = _Reader("AffectNet", size, grey, cache_dir, max_bad_share, progress, _origin(root))
+    reader = _Reader(
+        "AffectNet", size, grey, cache_dir, max_bad_share, progress, _origin(root / "train")
+    )
     sets = {
         name: reader.read(folder, name, parameter, expected=AFFECTNET_CLASSES)
         for name, folder in folders.items()
