@@ -356,7 +356,9 @@ class Preprocess:
         # One channel at a time for a big photo: as float, 50 megapixels in color would be 600 MB.
         planes = pixels.split(1, dim=1) if height * width > 2**22 else (pixels,)
         resized = [
-            F.interpolate(plane.float(), size=(self.size, self.size), mode="bilinear", antialias=True)
+            F.interpolate(
+                plane.float(), size=(self.size, self.size), mode="bilinear", antialias=True
+            )
             for plane in planes
         ]
         return torch.cat(resized, dim=1) if len(resized) > 1 else resized[0]
@@ -416,6 +418,8 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
     if image.ndim == 3:
         image = image[None]
     if image.ndim != 4 or image.shape[1] not in (1, 3) or 0 in image.shape[2:]:
-        expected = "(H, W), (H, W, C) or (N, H, W, C)" if channels_last else "(C, H, W) or (N, C, H, W)"
+        expected = (
+            "(H, W), (H, W, C) or (N, H, W, C)" if channels_last else "(C, H, W) or (N, C, H, W)"
+        )
         raise ImageError(f"pixels of shape {shape} cannot be read: give {expected} with C 1 or 3")
     return image.contiguous(), single
