@@ -177,7 +177,9 @@ def load_model(
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - weights.keys())
     foreign = sorted(weights.keys() - wanted.keys())
-    shapes = sorted(n for n in wanted.keys() & weights.keys() if wanted[n].shape != weights[n].shape)
+    shapes = sorted(
+        n for n in wanted.keys() & weights.keys() if wanted[n].shape != weights[n].shape
+    )
     if missing or foreign or shapes:
         what = ", ".join(
             f"{len(names)} {word} (such as {names[0]})"
@@ -282,7 +284,9 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 

@@ -13,8 +13,9 @@
 # dataset into plain arrays and decides, once and in one sentence, what is trained on, what choices
 # are made on and what is scored. Training never receives a test set, and its type says so.
 #
-# Pictures are decoded once into a uint8 array on disk and found again by a key, so the second
-# start takes a second, and nothing waits for Pillow during training.
+# Four files do the work behind it: `layouts.py` and `neighbors.py` say what stands on disk,
+# `store.py` decodes it once into a uint8 array that later starts only map, and `splits.py` holds
+# the sets of faces themselves.
 
 # %%
 """Find and read a dataset: faces as uint8 arrays with labels, class names, splits and origin."""
@@ -22,13 +23,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from sklearn.utils.class_weight import compute_class_weight
 
+from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.layouts import (
     AFFECTNET_CLASSES,
     EMOTIONS,
@@ -41,12 +44,23 @@ from fer_helpers.layouts import (
     list_class_folders,
     split_folder,
 )
+from fer_helpers.neighbors import LAYOUTS, Recognized, lister, recognize, subjects
+from fer_helpers.splits import (
+    FaceSet,
+    SelectionSet,
+    Splits,
+    TestSet,
+    TrainSet,
+    limit_faces,
+    slice_positions,
+)
 from fer_helpers.store import Store, open_store
 
 __all__ = [
     "AFFECTNET_CLASSES",
     "EMOTIONS",
     "FER_CLASSES",
+    "LAYOUTS",
     "DataError",
     "FaceSet",
     "SelectionSet",
@@ -56,206 +70,21 @@ __all__ = [
     "canonical_emotion",
     "find_dataset",
     "load_affectnet",
+    "load_faces",
     "load_fer2013",
     "train_class_weights",
 ]
 
 # %% [markdown]
-# ## Faces and splits
-#
-# A set of faces is a store of pixels and the rows of it that belong to the set. Taking a part
-# copies numbers, never pictures.
-
-
-# %%
-@dataclass(frozen=True, eq=False)
-class FaceSet:
-    """Faces with their labels, and where they come from.
-
-    Attributes:
-        pixels: uint8 (M, H, W, C), C 1 or 3: all decoded pictures of a folder, usually a
-            read-only memory map.
-        rows: int64 (N,), where the faces of this set stand in `pixels`.
-        labels: int64 (N,), positions in `class_names`.
-        class_names: K names, alphabetical; the eight emotions in the project's spelling.
-        files: str (N,), posix names relative to the dataset, "train/angry/Training_3908.jpg".
-        split: "train", "selection", "val", "test", "PublicTest", "PrivateTest", ...
-        dataset: "AffectNet", "FER2013" or what else was recognized.
-        origin: "drawn" or "real".
-        content_hash: SHA-256 hex over sorted names and file bytes of the whole dataset.
-        pixel_hashes: bytes (N,), one hash per face of its decoded pixels: equal means twins.
-            Computed from `pixels` when not given.
-        native: str (N,), mode and size in the file, "L 48x48"; empty when unknown.
-    """
-
-    pixels: np.ndarray
-    rows: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    files: np.ndarray
-    split: str
-    dataset: str
-    origin: str
-    content_hash: str
-    pixel_hashes: np.ndarray = field(default=None, kw_only=True)
-    native: np.ndarray = field(default=None, kw_only=True)
-
-    def __post_init__(self):
-        """Fill in what can be derived."""
-        if self.pixel_hashes is None:
-            hashes = [hashlib.blake2b(x, digest_size=16).hexdigest() for x in self.images()]
-            object.__setattr__(self, "pixel_hashes", np.array(hashes, dtype="S32"))
-        if self.native is None:
-            object.__setattr__(self, "native", np.full(len(self), "", dtype="U1"))
-
-    def __len__(self) -> int:
-        """Number of faces N."""
-        return len(self.rows)
-
-    def images(self, positions=None) -> np.ndarray:
-        """The faces at `positions` of this set (all of them for None): uint8 (n, H, W, C)."""
-        rows = self.rows if positions is None else self.rows[positions]
-        return np.asarray(self.pixels[rows])
-
-    def take(self, positions, as_type: type | None = None, **changes) -> FaceSet:
-        """The part of this set at `positions` (indices or a mask), sharing its pixels.
-
-        Args:
-            positions: anything that indexes an array of length N.
-            as_type: type of the result, this set's own by default.
-            changes: fields to set differently, such as `split`.
-        """
-        kind = as_type or type(self)
-        known = {f.name for f in fields(kind)} & {f.name for f in fields(self)}
-        values = {name: getattr(self, name) for name in known}
-        for name in _PER_FACE & known:
-            values[name] = values[name][positions]
-        return kind(**{**values, **changes})
-
-    def counts(self) -> np.ndarray:
-        """Number of faces of each class: int64 (K,)."""
-        return np.bincount(self.labels, minlength=len(self.class_names))
-
-
-_PER_FACE = {"rows", "labels", "files", "pixel_hashes", "native", "leak_free"}
-
-
-class TrainSet(FaceSet):
-    """Faces that weights are fitted to."""
-
-
-class SelectionSet(FaceSet):
-    """Faces that choices are made on: epoch, learning-rate step, temperature, threshold."""
-
-
-@dataclass(frozen=True, eq=False)
-class TestSet(FaceSet):
-    """Faces that are scored and nothing else.
-
-    Attributes:
-        leak_free: bool (N,), True where no picture of the train folder has the same pixels.
-        stamp: "" or what must stand beside every number, "contains the selection split".
-    """
-
-    leak_free: np.ndarray
-    stamp: str = ""
-
-    __test__ = False  # tells pytest that this is no test
-
-
-@dataclass(frozen=True, eq=False)
-class Splits:
-    """One dataset, divided.
-
-    Attributes:
-        train: what is trained on.
-        selection: what choices are made on; None trains on everything and chooses nothing.
-        tests: what is scored, the headline first.
-        sentence: which rule divided it, for the reader.
-        notes: what else the reader should know: bad files skipped, folders renamed, ...
-        bad_files: `(name, reason)` of every file that was skipped.
-    """
-
-    train: TrainSet
-    selection: SelectionSet | None
-    tests: tuple[TestSet, ...]
-    sentence: str
-    notes: tuple[str, ...] = ()
-    bad_files: tuple[tuple[str, str], ...] = ()
-
-
-# %% [markdown]
-# ## Choosing faces without a random generator
-#
-# Which faces are held out must not depend on the seed of a run, on the order of a directory
-# listing or on the version of a generator. So faces are put in the order of a hash of their name:
-# the same files give the same slice on every machine. Twins stay on one side.
-
-
-# %%
-def _shares(counts: np.ndarray, size: int) -> np.ndarray:
-    """Divide `size` among classes in proportion to `counts`: int64 (K,), largest remainders."""
-    exact = counts * (size / max(counts.sum(), 1))
-    shares = np.floor(exact).astype(np.int64)
-    first = np.argsort(shares - exact, kind="stable")[: size - shares.sum()]
-    shares[first] += 1
-    return shares
-
-
-def _shuffle_keys(files: np.ndarray, purpose: str) -> np.ndarray:
-    """A pseudo-random key for each name: uint64 (N,)."""
-    text = (f"{purpose}:{name}".encode("utf-8", "surrogatepass") for name in files)
-    digests = b"".join(hashlib.blake2b(t, digest_size=8).digest() for t in text)
-    return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
-
-
-def selection_positions(faces: FaceSet, size: int) -> np.ndarray:
-    """Positions of a stratified slice of about `size` faces, whole groups of twins together."""
-    left = _shares(faces.counts(), size)
-    _, group = np.unique(faces.pixel_hashes, return_inverse=True)
-    by_group = np.argsort(group, kind="stable")
-    members = np.split(by_group, np.cumsum(np.bincount(group))[:-1])
-    keys = _shuffle_keys(faces.files, "selection")
-    chosen = []
-    for positions in sorted(members, key=lambda positions: keys[positions].min()):
-        need = np.bincount(faces.labels[positions], minlength=len(left))
-        if (need <= left).all():
-            left = left - need
-            chosen.append(positions)
-    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
-
-
-def limit_faces(faces: FaceSet, max_images: int) -> FaceSet:
-    """At most `max_images` faces, in the proportions of the classes (0: all of them).
-
-    Raises:
-        DataError: fewer faces are asked for than there are classes.
-    """
-    if not max_images or len(faces) <= max_images:
-        return faces
-    present = faces.counts() > 0
-    if max_images < present.sum():
-        raise DataError(
-            f"MAX_IMAGES is {max_images}, fewer than the {present.sum()} classes of "
-            f"{faces.dataset}: set it to at least {present.sum()}, or to 0 for all images"
-        )
-    shares = present + _shares(np.maximum(faces.counts() - 1, 0), max_images - int(present.sum()))
-    keys = _shuffle_keys(faces.files, "limit")
-    chosen = []
-    for label, share in enumerate(shares):
-        positions = np.flatnonzero(faces.labels == label)
-        chosen.append(positions[np.argsort(keys[positions], kind="stable")][:share])
-    return faces.take(np.sort(np.concatenate(chosen)))
-
-
-# %% [markdown]
-# ## Reading folders
+# ## Reading
 #
 # Files that cannot be read are listed and counted. Below a stated share they are skipped with a
 # note, above it they are an error: a half-unpacked download must not become a result.
 
-
 # %%
+DRAWN_MARKER = "drawn_faces.json"  # what `demo_faces.write_demo_faces` leaves beside its folders
+
+
 @dataclass(frozen=True, eq=False)
 class _Reader:
     """Reads the splits of one dataset the same way and collects what is worth saying."""
@@ -264,19 +93,21 @@ class _Reader:
     size: int | None
     grey: bool
     cache_dir: str | Path | None
+    selection_size: int
+    max_images: int
     max_bad_share: float
     progress: bool | None
-    origin: str
     notes: list[str] = field(default_factory=list)
     bad_files: list[tuple[str, str]] = field(default_factory=list)
 
-    def read(self, folder: Path, role: str, parameter: str, **classes) -> FaceSet:
-        """Read one folder of class folders; `classes` are `expected` and `usual` names."""
+    def __post_init__(self):
+        """Refuse sizes that mean nothing before anything is decoded."""
+        if self.selection_size < 0 or self.max_images < 0:
+            raise DataError("SELECTION_SIZE and MAX_IMAGES count images: set them to 0 or more")
 
-        def relist() -> Listing:
-            return list_class_folders(folder, role, parameter, **classes)
-
-        listing = relist()
+    def read(self, relist: Callable[[], Listing], listing: Listing | None = None) -> FaceSet:
+        """Decode what a function lists."""
+        listing = listing or relist()
         store = open_store(
             listing,
             relist,
@@ -286,119 +117,139 @@ class _Reader:
             progress=self.progress,
         )
         self.notes.extend(listing.notes + store.notes)
-        return self._faces(listing, store, role)
+        self.judge(listing.role, listing.folder, listing.names, store.bad)
+        return self._faces(listing, store)
 
-    def _faces(self, listing: Listing, store: Store, role: str) -> FaceSet:
-        self._judge(listing, store.bad)
+    def _faces(self, listing: Listing, store: Store) -> FaceSet:
         good = np.array([i for i in range(len(listing.names)) if i not in store.bad], np.int64)
         counts = np.bincount(listing.labels[good], minlength=len(listing.class_names))
         if not counts.all():
             empty = listing.class_names[int(np.argmin(counts))]
             raise DataError(
-                f"{role}: no file of the class {empty} in {listing.folder} can be read: "
+                f"{listing.role}: no file of the class {empty} in {listing.folder} can be read: "
                 "unzip the dataset again"
             )
+        places = list(listing.folder.parents)[:2]
+        drawn = any((place / DRAWN_MARKER).exists() for place in places)
         return FaceSet(
             pixels=store.pixels,
             rows=good,
             labels=listing.labels[good],
             class_names=listing.class_names,
             files=np.array(listing.names)[good],
-            split=role,
+            split=listing.role,
             dataset=self.dataset,
-            origin=self.origin,
+            origin="drawn" if drawn else "real",
             content_hash=store.content_hash,
             pixel_hashes=store.hashes[good],
             native=store.native[good],
         )
 
-    def _judge(self, listing: Listing, bad: dict[int, str]) -> None:
+    def judge(self, role: str, where: Path, names: Sequence[str], bad: Mapping[int, str]) -> None:
+        """Note the bad files, or raise if they are too many."""
         if not bad:
             return
-        found = [(listing.names[i], reason) for i, reason in sorted(bad.items())]
+        found = [(names[i], reason) for i, reason in sorted(bad.items())]
         shown = "; ".join(f"{name}: {reason}" for name, reason in found[:5])
         shown += f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        share = len(found) / len(listing.names)
+        share = len(found) / len(names)
         if share > self.max_bad_share:
             raise DataError(
-                f"{listing.role}: {len(found)} of {len(listing.names)} files in {listing.folder} "
-                f"cannot be read ({shown}): that is {share:.2%}, more than MAX_BAD_SHARE "
-                f"{self.max_bad_share:.2%}; repair or remove them, or raise MAX_BAD_SHARE"
+                f"{role}: {len(found)} of {len(names)} files in {where} cannot be read ({shown}): "
+                f"that is {share:.2%}, more than MAX_BAD_SHARE {self.max_bad_share:.2%}; repair "
+                "or remove them, or raise MAX_BAD_SHARE"
             )
         self.notes.append(
-            f"{listing.role}: {len(found)} of {len(listing.names)} files cannot be read and are "
-            f"skipped ({shown})"
+            f"{role}: {len(found)} of {len(names)} files cannot be read and are skipped ({shown})"
         )
         self.bad_files.extend(found)
 
+    def divide(
+        self,
+        train: FaceSet,
+        selection: FaceSet | None,
+        tests: Sequence[TestSet],
+        sentence: str,
+        groups: np.ndarray | None = None,
+    ) -> Splits:
+        """Put the parts together; without an official selection set, cut one from train.
 
-def _origin(*folders: Path) -> str:
-    """Read "drawn" from the marker that `demo_faces.write_demo_faces` leaves, else "real"."""
-    places = {place for folder in folders for place in (folder, *list(folder.parents)[:2])}
-    return "drawn" if any((place / DRAWN_MARKER).exists() for place in places) else "real"
+        Args:
+            train: the whole train folder.
+            selection: the official split to choose on, None where there is none.
+            tests: what is scored.
+            sentence: says what is scored.
+            groups: (N,), equal for training faces that must stay together; twins by default.
+        """
+        if selection is not None:
+            sentence += f" Choices are made on {selection.split} ({len(selection):,} images)."
+        elif self.selection_size == 0:
+            sentence += " Nothing is chosen: all training images are trained on (SELECTION_SIZE 0)."
+        else:
+            train, selection = self._cut_selection(train, groups)
+            sentence += (
+                f" Choices are made on a stratified slice of {len(selection):,} training images; "
+                f"{'twins' if groups is None else 'people'} stay on one side."
+            )
+        content = hashlib.sha256("\n".join(s.content_hash for s in (train, *tests)).encode())
+        common = {"content_hash": content.hexdigest()}
+        if self.max_images:
+            self.notes.append(
+                f"at most {self.max_images:,} images of each split are used (MAX_IMAGES)"
+            )
 
+        def finish(faces, kind):
+            limited = limit_faces(faces, self.max_images)
+            return limited.take(slice(None), as_type=kind, **common)
 
-DRAWN_MARKER = "DRAWN_FACES.txt"
+        return Splits(
+            train=finish(train, TrainSet),
+            selection=None if selection is None else finish(selection, SelectionSet),
+            tests=tuple(finish(test, TestSet) for test in tests),
+            sentence=sentence,
+            notes=tuple(self.notes),
+            bad_files=tuple(self.bad_files),
+        )
 
-
-def _as_test(faces: FaceSet, train_hashes: np.ndarray, split: str, stamp: str = "") -> TestSet:
-    leak_free = ~np.isin(faces.pixel_hashes, train_hashes)
-    return faces.take(slice(None), as_type=TestSet, split=split, leak_free=leak_free, stamp=stamp)
-
-
-def _divide(
-    reader: _Reader,
-    train: FaceSet,
-    selection: FaceSet | None,
-    tests: Sequence[TestSet],
-    selection_size: int,
-    max_images: int,
-    sentence: str,
-) -> Splits:
-    """Put the parts together; without an official selection set, cut one from train."""
-    if selection_size < 0 or max_images < 0:
-        raise DataError("SELECTION_SIZE and MAX_IMAGES count images: set them to 0 or more")
-    if selection is not None:
-        sentence += f" Choices are made on {selection.split} ({len(selection):,} images)."
-    elif selection_size == 0:
-        sentence += " Nothing is chosen: all training images are trained on (SELECTION_SIZE 0)."
-    else:
-        size = min(selection_size, len(train) // 5)
-        if size < selection_size:
-            reader.notes.append(
+    def _cut_selection(self, train: FaceSet, groups) -> tuple[FaceSet, FaceSet]:
+        size = min(self.selection_size, len(train) // 5)
+        if size < self.selection_size:
+            self.notes.append(
                 f"the selection slice is {size:,} images, a fifth of train, not SELECTION_SIZE "
-                f"{selection_size:,}"
+                f"{self.selection_size:,}"
             )
         inside = np.zeros(len(train), bool)
-        inside[selection_positions(train, size)] = True
-        selection = train.take(inside, split="selection")
-        train = train.take(~inside)
-        sentence += (
-            f" Choices are made on a stratified slice of {len(selection):,} training images; "
-            "twins stay on one side."
-        )
-    content = hashlib.sha256("\n".join(s.content_hash for s in (train, *tests)).encode())
-    common = {"content_hash": content.hexdigest()}
-    if max_images:
-        reader.notes.append(f"at most {max_images:,} images of each split are used (MAX_IMAGES)")
+        inside[slice_positions(train, size, groups=groups)] = True
+        return train.take(~inside), train.take(inside, split="selection")
 
-    def finish(faces, kind):
-        return limit_faces(faces, max_images).take(slice(None), as_type=kind, **common)
+    def divide_folders(self, sets: Mapping[str, FaceSet]) -> Splits:
+        """Divide what stands in `train` and perhaps `val` and `test` by the usual rule."""
+        train, val, test = sets["train"], sets.get("val"), sets.get("test")
+        scored = val if test is None else test
+        headline = as_test(scored, train.pixel_hashes)
+        sentence = f"{self.dataset}: {scored.split} ({len(scored):,} images) is scored."
+        return self.divide(train, val if test is not None else None, [headline], sentence)
 
-    return Splits(
-        train=finish(train, TrainSet),
-        selection=None if selection is None else finish(selection, SelectionSet),
-        tests=tuple(finish(test, TestSet) for test in tests),
-        sentence=sentence,
-        notes=tuple(reader.notes),
-        bad_files=tuple(reader.bad_files),
+
+def as_test(faces: FaceSet, train_hashes: np.ndarray, split: str = "", stamp: str = "") -> TestSet:
+    """A set of faces to score: marks the ones whose pixels no training face has.
+
+    Args:
+        faces: the faces.
+        train_hashes: `pixel_hashes` of everything that is trained or chosen on.
+        split: new name of the split, if it gets one.
+        stamp: what must stand beside its numbers.
+    """
+    leak_free = ~np.isin(faces.pixel_hashes, train_hashes)
+    return faces.take(
+        slice(None), as_type=TestSet, split=split or faces.split, leak_free=leak_free, stamp=stamp
     )
 
 
 # %% [markdown]
 # ## AffectNet
 #
-# Eight classes in `train/`, `val/` and perhaps `test/`. Scores on `val` are honest only if nothing
+# Eight classes in `train/`, `val/` and perhaps `test/`. A score on `val` is honest only if nothing
 # was chosen on it.
 
 
@@ -434,6 +285,9 @@ def load_affectnet(
         DataError: folders are missing, empty or not the eight classes, or too many files are bad.
     """
     parameter = "AFFECTNET_DIR"
+    reader = _Reader(
+        "AffectNet", size, grey, cache_dir, selection_size, max_images, max_bad_share, progress
+    )
     root = find_dataset(root, parameter, attach="dollyprajapati182/balanced-affectnet")
     folders = {name: split_folder(root, name) for name in ("train", "val", "test")}
     if folders["train"] is None or not (folders["val"] or folders["test"]):
@@ -441,23 +295,20 @@ def load_affectnet(
             f"{parameter}: {root} must hold the folders train and val (and perhaps test), but "
             f"holds {_contents(root)}: give the folder that holds them, or unzip it again"
         )
-    reader = _Reader("AffectNet", size, grey, cache_dir, max_bad_share, progress, _origin(root))
-    sets = {
-        name: reader.read(folder, name, parameter, expected=AFFECTNET_CLASSES)
-        for name, folder in folders.items()
-        if folder is not None
-    }
-    train, val, test = sets["train"], sets.get("val"), sets.get("test")
-    scored = val if test is None else test
-    headline = _as_test(scored, train.pixel_hashes, scored.split)
-    sentence = f"AffectNet: {scored.split} ({len(scored):,} images) is scored."
-    selection = val if test is not None else None
-    return _divide(reader, train, selection, [headline], selection_size, max_images, sentence)
+    sets = {}
+    for name, folder in folders.items():
+        if folder is not None:
+            sets[name] = reader.read(
+                lambda folder=folder, name=name: list_class_folders(
+                    folder, name, parameter, AFFECTNET_CLASSES
+                )
+            )
+    return reader.divide_folders(sets)
 
 
 def _contents(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
+    return (", ".join(names[:8]) + (", ..." if len(names) > 8 else "")) or "nothing"
 
 
 # %% [markdown]
@@ -467,8 +318,8 @@ def _contents(folder: Path) -> str:
 # is which, so they decide.
 
 # %%
-_OFFICIAL = ("Training", "PublicTest", "PrivateTest")
 _SELECTED = "contains the selection split"
+_FER_FOLDERS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
 
 def load_fer2013(
@@ -506,44 +357,55 @@ def load_fer2013(
         DataError: folders are missing, empty or not the seven classes, names and folders
             disagree, or too many files are bad.
     """
-    owner = "msambare/fer2013"
-    train_dir = find_dataset(train_dir, "FER_TRAIN_DIR", holds_class_folders, attach=owner)
-    test_dir = find_dataset(test_dir, "FER_TEST_DIR", holds_class_folders, attach=owner)
-    if train_dir.resolve() == test_dir.resolve():
-        raise DataError(
-            f"FER_TRAIN_DIR and FER_TEST_DIR are the same folder {train_dir}: give two folders"
-        )
     reader = _Reader(
-        "FER2013", size, grey, cache_dir, max_bad_share, progress, _origin(train_dir, test_dir)
+        "FER2013", size, grey, cache_dir, selection_size, max_images, max_bad_share, progress
     )
-    usual = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
-    classes = {"expected": FER_CLASSES, "usual": usual}
-    train = reader.read(train_dir, "train", "FER_TRAIN_DIR", **classes)
-    test = reader.read(test_dir, "test", "FER_TEST_DIR", **classes)
-    halves = official_halves(train, test)
+    owner = "msambare/fer2013"
+    places = {
+        "train": (
+            "FER_TRAIN_DIR",
+            find_dataset(train_dir, "FER_TRAIN_DIR", holds_class_folders, owner),
+        ),
+        "test": (
+            "FER_TEST_DIR",
+            find_dataset(test_dir, "FER_TEST_DIR", holds_class_folders, owner),
+        ),
+    }
+    if places["train"][1].resolve() == places["test"][1].resolve():
+        raise DataError(
+            f"FER_TRAIN_DIR and FER_TEST_DIR are the same folder {places['train'][1]}: give two"
+        )
+    sets = {}
+    for role, (parameter, folder) in places.items():
+        sets[role] = reader.read(
+            lambda role=role, parameter=parameter, folder=folder: list_class_folders(
+                folder, role, parameter, FER_CLASSES, _FER_FOLDERS
+            )
+        )
+    return _divide_fer(reader, sets["train"], sets["test"], official_halves(**sets))
 
+
+def _divide_fer(
+    reader: _Reader, train: FaceSet, test: FaceSet, halves: Mapping[str, np.ndarray]
+) -> Splits:
     hashes = train.pixel_hashes
-    if len(halves) == 2:
-        public = _as_test(test.take(halves["PublicTest"]), hashes, "PublicTest", _SELECTED)
-        private = _as_test(test.take(halves["PrivateTest"]), hashes, "PrivateTest")
-        tests = [private, public]
-        selection = public.take(slice(None), as_type=FaceSet)
-        sentence = f"FER2013: PrivateTest ({len(private):,} images) is scored once."
-    else:
+    reader.notes.extend(_compare_with_official(train, halves))
+    if len(halves) == 1:
         name, positions = next(iter(halves.items()))
-        tests = [_as_test(test.take(positions), hashes, name)]
-        selection = None
         sentence = f"FER2013: {name} ({len(test):,} images) is the test set."
         if name == "test":
             reader.notes.append(
                 "test: the names carry no PublicTest_ or PrivateTest_ prefix, so the official "
                 "split is lost and the whole folder is the test set"
             )
-    reader.notes.extend(_compare_with_official(train, halves, test))
-    splits = _divide(reader, train, selection, tests, selection_size, max_images, sentence)
-    if len(halves) == 2:
-        splits = replace(splits, tests=(*splits.tests, _pool(test, splits.tests)))
-    return splits
+        only = as_test(test.take(positions), hashes, name)
+        return reader.divide(train, None, [only], sentence)
+    public = as_test(test.take(halves["PublicTest"]), hashes, "PublicTest", _SELECTED)
+    private = as_test(test.take(halves["PrivateTest"]), hashes, "PrivateTest")
+    sentence = f"FER2013: PrivateTest ({len(private):,} images) is scored once."
+    chosen = public.take(slice(None), as_type=FaceSet)
+    splits = reader.divide(train, chosen, [private, public], sentence)
+    return replace(splits, tests=(*splits.tests, _pool(test, splits.tests)))
 
 
 def official_halves(train: FaceSet, test: FaceSet) -> dict[str, np.ndarray]:
@@ -580,10 +442,10 @@ def official_halves(train: FaceSet, test: FaceSet) -> dict[str, np.ndarray]:
 
 def _official_split(file: str) -> str:
     name = file.rsplit("/", 1)[-1]
-    return next((split for split in _OFFICIAL if name.startswith(split + "_")), "")
+    return next((split for split in USAGES if name.startswith(split + "_")), "")
 
 
-def _compare_with_official(train: FaceSet, halves: dict, test: FaceSet) -> list[str]:
+def _compare_with_official(train: FaceSet, halves: Mapping[str, np.ndarray]) -> list[str]:
     """Notes on splits that do not have the official number of images."""
     if train.origin == "drawn":
         return []
@@ -608,6 +470,177 @@ def _pool(test: FaceSet, halves: Sequence[TestSet]) -> TestSet:
         leak_free=leak_free,
         stamp=_SELECTED,
     )
+
+
+# %% [markdown]
+# ## Whatever else is there
+#
+# The layout is recognized from what is on disk and said in one sentence. Where labels are numbers
+# whose meaning is not known, the question is asked instead of guessed at.
+
+
+# %%
+def load_faces(
+    path: str | Path,
+    *,
+    layout: str = "auto",
+    order: str | Sequence[str] | None = None,
+    size: int | None = None,
+    grey: bool | None = None,
+    cache_dir: str | Path | None = None,
+    selection_size: int = 3000,
+    max_images: int = 0,
+    max_bad_share: float = 0.01,
+    progress: bool | None = None,
+) -> Splits:
+    """Read a dataset of faces in any layout of `LAYOUTS`.
+
+    With `val` and `test`, choices are made on `val`; with one of them, it is scored and choices
+    are made on a slice of train; with neither, a fifth of the images is cut out as test first
+    (for CK+ by subject: its three frames of a sequence never stand on two sides).
+
+    Args:
+        path: the folder of the dataset, a Kaggle mount of it, or a FER2013 CSV file.
+        layout: a key of `LAYOUTS`, or "auto" to recognize it.
+        order: class names in the order of the dataset's numbers, where labels are numbers.
+        size: reduce larger pictures to this many pixels; None keeps their size.
+        grey: decode to one channel; None does so if the pictures are grey.
+        cache_dir: where decoded pictures are kept; None takes the user's cache folder.
+        selection_size: images to hold out of train where no split is there to choose on;
+            0 holds out none.
+        max_images: use at most this many images of each split, stratified; 0 uses all.
+        max_bad_share: share of unreadable files (0..1) up to which they are skipped.
+        progress: show a progress bar while decoding; None shows it on a terminal only.
+
+    Raises:
+        DataError: nothing known is there, labels are numbers of unknown meaning, or anything
+            that the loaders above refuse.
+    """
+    if layout != "auto" and layout not in LAYOUTS:
+        raise DataError(f"layout {layout!r} is none of auto, {', '.join(LAYOUTS)}: use one of them")
+    common = {
+        "size": size,
+        "cache_dir": cache_dir,
+        "selection_size": selection_size,
+        "max_images": max_images,
+        "max_bad_share": max_bad_share,
+        "progress": progress,
+    }
+    found = _find_layout(Path(path), layout)
+    said = f"{found.root.name} is read as {LAYOUTS[found.layout]}"
+    if found.layout == "fer2013":
+        folders = [split_folder(found.root, role) for role in ("train", "test")]
+        if None in folders:
+            raise DataError(f"{found.root} lacks the folder train or test: unzip FER2013 again")
+        splits = load_fer2013(*folders, grey=grey is not False, **common)
+    elif found.layout == "affectnet":
+        splits = load_affectnet(found.root, grey=bool(grey), **common)
+    elif found.layout == "fer2013-csv":
+        splits = _load_csv(found.root, _Reader("FER2013", grey=True, **common))
+    else:
+        splits = _load_listed(found, order, grey, common)
+    return replace(splits, notes=(said, *splits.notes))
+
+
+def _find_layout(path: Path, layout: str) -> Recognized:
+    if path.is_file() and path.suffix.lower() == ".csv" and path.name.lower() != "labels.csv":
+        return Recognized("fer2013-csv", "FER2013", path)
+    if path.is_file() and path.name.lower() == "labels.csv":
+        path = path.parent
+    root = find_dataset(path, "the dataset folder", lambda folder: recognize(folder) is not None)
+    found = recognize(root)
+    if layout != "auto":
+        return Recognized(layout, found.dataset if found else root.name, root)
+    if found is None:
+        raise DataError(
+            f"{root} is in no known layout (it holds {_contents(root)}; known are "
+            f"{'; '.join(LAYOUTS.values())}): give the folder of the dataset itself"
+        )
+    return found
+
+
+def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> Splits:
+    relist = lister(found, order)
+    listings = relist()
+    if grey is None:
+        grey = _all_grey(listings["train"])
+    reader = _Reader(found.dataset, grey=grey, **common)
+    sets = {
+        role: reader.read(lambda role=role: relist()[role], listing)
+        for role, listing in listings.items()
+    }
+    if len(sets) > 1:
+        return reader.divide_folders(sets)
+    return _divide_whole(reader, sets["train"], by_subject=found.layout == "ckplus")
+
+
+def _divide_whole(reader: _Reader, faces: FaceSet, by_subject: bool) -> Splits:
+    groups = np.array(subjects(faces.files)) if by_subject else faces.pixel_hashes
+    inside = np.zeros(len(faces), bool)
+    inside[slice_positions(faces, len(faces) // 5, "test", groups)] = True
+    train = faces.take(~inside)
+    test = as_test(faces.take(inside), train.pixel_hashes, "test")
+    sentence = (
+        f"{reader.dataset}: there is no test folder, so {len(test):,} of {len(faces):,} images, "
+        f"divided by {'subject' if by_subject else 'twin group'}, are cut out as the test set."
+    )
+    return reader.divide(train, None, [test], sentence, groups[~inside] if by_subject else None)
+
+
+def _all_grey(listing: Listing) -> bool:
+    """Whether the pictures are grey, judged by up to 64 of them."""
+    modes = set()
+    for path in listing.paths[:: max(1, len(listing.paths) // 64)]:
+        try:
+            with Image.open(path) as image:
+                modes.add(image.mode)
+        except Exception:  # reading it for good will say what is wrong
+            continue
+    return modes <= {"L", "1", "I;16"} and bool(modes)
+
+
+def _load_csv(path: Path, reader: _Reader) -> Splits:
+    path = csv_file(path)
+    table, notes = read_table(path, reader.cache_dir, reader.progress)
+    reader.notes.extend(f"{path.name}: {note}" for note in notes)
+    rows = np.arange(len(table.usages))
+    reader.judge("csv", path, [f"{path.name} row {row}" for row in rows], table.bad)
+    sets = {}
+    for usage in USAGES:
+        positions = rows[table.usages == usage]
+        if len(positions):
+            labels = [FER_CLASSES.index(name) for name in table.emotions[positions]]
+            sets[usage] = FaceSet(
+                pixels=table.pixels,
+                rows=positions,
+                labels=np.array(labels, dtype=np.int64),
+                class_names=FER_CLASSES,
+                files=np.array([f"{usage}/row_{row:05d}" for row in positions]),
+                split=usage,
+                dataset="FER2013",
+                origin="drawn" if (path.parent / DRAWN_MARKER).exists() else "real",
+                content_hash=table.content_hash,
+                pixel_hashes=table.hashes[positions],
+                native=np.full(len(positions), "CSV 48x48"),
+            )
+    if "Training" not in sets or len(sets) < 2:
+        raise DataError(
+            f"{path} has rows for {', '.join(sets) or 'no split'} only: it needs Training and at "
+            "least one of PublicTest and PrivateTest; download it again"
+        )
+    train = sets.pop("Training").take(slice(None), split="train")
+    test = _union(list(sets.values()))
+    owner = np.concatenate([np.full(len(part), name) for name, part in sets.items()])
+    halves = {name: np.flatnonzero(owner == name) for name in sets}
+    return _divide_fer(reader, train, test, halves)
+
+
+def _union(parts: Sequence[FaceSet]) -> FaceSet:
+    """Parts of one store, one after the other."""
+    whole = parts[0]
+    names = ("rows", "labels", "files", "pixel_hashes", "native")
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return replace(whole, split="test", **joined)
 
 
 # %% [markdown]
@@ -656,17 +689,48 @@ def train_class_weights(
 # %% [markdown]
 # ## Demo
 #
-# The drawn faces come in the same folders as the Kaggle datasets, with one broken file on purpose.
+# The drawn faces come in the same folders as the Kaggle datasets, with twins, conflicting labels
+# and one broken file on purpose.
 
 # %% tags=["active-ipynb"]
 # import tempfile
+# from pathlib import Path
 #
-# from fer_helpers.data import load_fer2013, train_class_weights
+# from fer_helpers.data import load_affectnet, load_fer2013, train_class_weights
 # from fer_helpers.demo_faces import write_demo_faces
+# from fer_helpers.plots import plot_class_counts, plot_samples
 #
-# folder = write_demo_faces(tempfile.mkdtemp(), per_class=24)
+# folder = write_demo_faces(Path(tempfile.mkdtemp()) / "drawn", per_class=25)
+# cache = folder / "cache"
 # splits = load_fer2013(
-#     folder / "fer2013/train", folder / "fer2013/test", cache_dir=folder / "cache", progress=False
+#     folder / "fer2013/train", folder / "fer2013/test", cache_dir=cache, progress=False
 # )
 # print(splits.sentence)
 # print(*splits.notes, sep="\n")
+
+# %% [markdown]
+# What is trained on, what choices are made on, and what is scored. *Leak-free* counts the test
+# images without a twin in train.
+
+# %% tags=["active-ipynb"]
+# for faces in (splits.train, splits.selection, *splits.tests):
+#     leak_free = f"{faces.leak_free.sum():4d} leak-free" if faces in splits.tests else ""
+#     print(f"{faces.split:18s}{len(faces):5d} faces  {faces.images([0]).shape[1:]}  {leak_free}")
+
+# %% [markdown]
+# The weights that a loss may use, from the labels alone.
+
+# %% tags=["active-ipynb"]
+# weights = train_class_weights(splits.train.labels, len(splits.train.class_names))
+# for name, count, weight in zip(
+#     splits.train.class_names, splits.train.counts(), weights, strict=True
+# ):
+#     print(f"{name:10s}{count:4d}  {weight:.3f}")
+
+# %% [markdown]
+# The other dataset, in color and with one class more. Without `test/`, choices are made on a slice
+# of train.
+
+# %% tags=["active-ipynb"]
+# splits = load_affectnet(folder / "affectnet", cache_dir=cache, progress=False)
+# print(splits.sentence)

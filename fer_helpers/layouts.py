@@ -323,14 +323,26 @@ def list_class_folders(
     ):
         if count:
             notes.append(f"{role}: {count} {what}")
+    return make_listing(role, folder, files, labels, class_names, notes)
+
+
+def make_listing(
+    role: str,
+    folder: Path,
+    files: Sequence[tuple[str, str, int, int]],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    notes: Iterable[str] = (),
+) -> Listing:
+    """Put `(name, path, bytes, time)` and labels in the order of the names."""
     order = sorted(range(len(files)), key=lambda i: files[i][0])
     return Listing(
         role=role,
         folder=folder,
         paths=tuple(files[i][1] for i in order),
         names=tuple(files[i][0] for i in order),
-        stamps=np.array([files[i][2:] for i in order], dtype=np.int64),
+        stamps=np.array([files[i][2:] for i in order], dtype=np.int64).reshape(-1, 2),
         labels=np.array([labels[i] for i in order], dtype=np.int64),
-        class_names=class_names,
+        class_names=tuple(class_names),
         notes=tuple(notes),
     )

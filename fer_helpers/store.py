@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import platformdirs
@@ -23,6 +24,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from fer_helpers.layouts import DataError, Listing
+
+Loaded = TypeVar("Loaded")
 
 FORMAT = 1  # raise it whenever what is written, or how a picture is decoded, changes
 CHUNK = 256  # pictures per task: large enough to hide the overhead, 20 MB at 160 px RGB
@@ -100,35 +103,65 @@ def open_store(
     Raises:
         DataError: the folder changed while it was being read, or no file of it can be read.
     """
+    build = _Builder(listing, relist, size, grey, progress)
+    store, notes = cached(
+        cache_dir,
+        cache_key(listing, size, grey),
+        write=build.write,
+        load=lambda entry: _load(entry, len(listing.names)),
+        in_memory=build.in_memory,
+    )
+    return replace(store, notes=(*(f"{listing.role}: {note}" for note in notes), *store.notes))
+
+
+def cached(
+    cache_dir: str | Path | None,
+    key: str,
+    write: Callable[[Path], None],
+    load: Callable[[Path], Loaded],
+    in_memory: Callable[[], Loaded],
+) -> tuple[Loaded, tuple[str, ...]]:
+    """Load the cache entry `key`, writing it first where it is missing.
+
+    An entry appears complete or not at all: it is written beside its place and renamed. Of two
+    runs that build it at once, the slower takes what the faster wrote.
+
+    Args:
+        cache_dir: folder of the cache; None takes the user's cache folder.
+        key: name of the entry.
+        write: fills an empty folder.
+        load: reads an entry; raises OSError, ValueError, KeyError or EOFError if it is damaged.
+        in_memory: makes the same without a disk, for a cache that cannot be written.
+
+    Returns:
+        What `load` or `in_memory` made, and what to tell the reader.
+    """
     folder = Path(cache_dir) if cache_dir else default_cache_dir()
-    entry = folder / cache_key(listing, size, grey)
+    entry = folder / key
     notes = ()
     if entry.is_dir():
         try:
-            return _load(entry, len(listing.names))
-        except (OSError, ValueError, KeyError, EOFError):
+            return load(entry), ()
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             shutil.rmtree(entry, ignore_errors=True)
-            notes = (f"{listing.role}: a damaged cache entry was thrown away and built again",)
-
-    build = _Builder(listing, relist, size, grey, progress)
+            notes = ("a damaged cache entry was thrown away and built again",)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=folder))
+        temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder))
         try:
-            build.write(temporary)
+            write(temporary)
             with contextlib.suppress(OSError):  # another run was faster: take what it wrote
                 os.replace(temporary, entry)
-            store = _load(entry, len(listing.names))
+            return load(entry), notes
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        store = build.in_memory()
         reason = error.strerror or type(error).__name__
-        notes += (
-            f"{listing.role}: the cache {folder} cannot be written ({reason}), so the decoded "
-            "pictures stay in memory and are decoded again next time",
+        note = (
+            f"the cache {folder} cannot be written ({reason}), so the decoded pictures stay in "
+            "memory and are decoded again next time"
         )
-    return replace(store, notes=notes + store.notes)
+        return in_memory(), (*notes, note)
 
 
 def _load(entry: Path, count: int) -> Store:

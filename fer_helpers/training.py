@@ -92,9 +92,7 @@ def make_optimizer(model: EmotionNet, recipe: Recipe) -> torch.optim.Optimizer:
         decay_norms=recipe.decay_norms,
     )
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=recipe.head_lr, momentum=0.9, nesterov=True, fused=True
-        )
+        return torch.optim.SGD(groups, lr=recipe.head_lr, momentum=0.9, nesterov=True, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     return kind(groups, lr=recipe.head_lr, fused=True)
 
@@ -112,7 +110,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
     if recipe.schedule == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
         return lr_scheduler.OneCycleLR(
-            optimizer, peaks, total_steps=total, pct_start=recipe.warmup or 0.3, cycle_momentum=False
+            optimizer,
+            peaks,
+            total_steps=total,
+            pct_start=recipe.warmup or 0.3,
+            cycle_momentum=False,
         )
     warm = min(round(recipe.warmup * total), total - 1)
     cosine = lr_scheduler.CosineAnnealingLR(optimizer, max(1, total - warm))
