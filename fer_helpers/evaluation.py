@@ -41,6 +41,14 @@ from fer_helpers.confusions import (
     report_text,
     top_confusions,
 )
+from fer_helpers.exploration import (
+    embedding_map,
+    label_suspects,
+    pick_faces,
+    precision_recall,
+    vote_agreement,
+    votes_text,
+)
 
 # One address for everything that turns arrays into numbers, wherever it is written.
 __all__ = [
@@ -53,10 +61,14 @@ __all__ = [
     "compare",
     "confusion_matrix",
     "confusion_scores",
+    "embedding_map",
     "evaluate",
     "fit_temperature",
+    "label_suspects",
     "logit_adjust",
     "mcnemar",
+    "pick_faces",
+    "precision_recall",
     "reliability",
     "report_text",
     "risk_coverage",
@@ -64,6 +76,8 @@ __all__ = [
     "seeds_summary",
     "softmax",
     "top_confusions",
+    "vote_agreement",
+    "votes_text",
 ]
 
 # %% [markdown]

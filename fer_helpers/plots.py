@@ -19,125 +19,75 @@
 
 from __future__ import annotations
 
-import functools
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from PIL import Image
 
-PALETTE = tuple(sns.color_palette("colorblind").as_hex())
-BLUE, ORANGE, GREEN, RED, GREY = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3], "#6b6b6b"
-PALE = "#b8c9d9"
-WIDTH = 9.5  # inches, about the width of a notebook
-STYLE = {
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10.5,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 100,
-    "font.size": 9.5,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-    # A class may be called "$$$" in somebody's folder; it is a name, not a formula.
-    "text.parse_math": False,
-}
+from fer_helpers.plot_analysis import (
+    plot_embedding,
+    plot_mcnemar,
+    plot_precision_recall,
+    plot_reliability,
+    plot_residuals,
+    plot_risk_coverage,
+    plot_robustness,
+)
+from fer_helpers.plot_faces import (
+    draw_gallery,
+    plot_attention,
+    plot_augmentation,
+    plot_mistakes,
+    plot_prediction,
+    plot_samples,
+    plot_suspects,
+)
+from fer_helpers.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    RED,
+    as_percent,
+    check_rows,
+    clean,
+    draw_matrix,
+    in_style,
+    name_ticks,
+    new_figure,
+    savefig,
+)
 
-# %% [markdown]
-# ## One style, nothing left open
-
-
-# %%
-def in_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Make a function that returns a figure draw it in the house style and close it in pyplot."""
-
-    @functools.wraps(draw)
-    def drawn(*args, **kwargs) -> Figure:
-        before = set(plt.get_fignums())
-        try:
-            with plt.style.context(["default", STYLE]):
-                figure = draw(*args, **kwargs)
-                figure.draw_without_rendering()  # ticks take their style when they are first drawn
-        finally:
-            for number in set(plt.get_fignums()) - before:
-                plt.close(number)
-        return figure
-
-    return drawn
-
-
-# %%
-def new_figure(
-    height: float, title: str, note: str, *, width: float = WIDTH, rows: int = 1, columns: int = 1
-) -> tuple[Figure, np.ndarray]:
-    """Return a figure (inches) with its axes, title and, in the lower right corner, its note."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
-    if title:
-        figure.suptitle(clean(title, 110), x=0.01, ha="left", fontsize=12, fontweight="bold")
-    if note:
-        strip = 0.2 / height
-        figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
-        _write_note(figure, note)
-    return figure, axes
-
-
-def _write_note(figure: Figure, note: str) -> None:
-    down = 0.04 / figure.get_figheight()
-    figure.text(0.995, down, clean(note, 150), ha="right", fontsize=8.5, style="italic", color=GREY)
-
-
-# %%
-def clean(text: str, limit: int = 16) -> str:
-    """Return a name fit for a figure: one line, at most `limit` characters, never hidden."""
-    text = " ".join(str(text).split())
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    # matplotlib leaves labels that start with an underscore out of the legend.
-    return "\u200b" + text if text.startswith("_") else text
-
-
-# %%
-def savefig(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
-    """Write `name`.png and `name`.svg into `folder` (made if missing) and return both paths.
-
-    The same figure gives the same bytes: no date is written and the SVG's ids come from a fixed
-    salt.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    with plt.rc_context({"svg.hashsalt": "fer", "savefig.bbox": None}):
-        figure.savefig(png, facecolor="white", metadata={"Software": None})
-        figure.savefig(svg, facecolor="white", metadata={"Date": None, "Creator": None})
-    return png, svg
-
-
-# %%
-def as_percent(axis) -> None:
-    """Label an axis that runs from 0 to 1 in percent."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-
-
-def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
-    long = max(len(clean(name)) for name in names) > 9 or len(names) > 9
-    turn = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
-    ax.set_xticks(range(len(names)), [clean(name) for name in names], **turn)
-    ax.tick_params(axis="x", length=0)
-
-
-def _check_rows(what: str, values: np.ndarray, names: Sequence[str]) -> None:
-    if len(values) != len(names):
-        raise ValueError(f"{what} has {len(values)} entries for {len(names)} names: pass one each.")
-
+# One address for every figure, wherever it is written.
+__all__ = [
+    "PALETTE",
+    "as_percent",
+    "clean",
+    "draw_gallery",
+    "in_style",
+    "new_figure",
+    "plot_attention",
+    "plot_augmentation",
+    "plot_class_accuracy",
+    "plot_class_counts",
+    "plot_class_scores",
+    "plot_confusion",
+    "plot_embedding",
+    "plot_history",
+    "plot_mcnemar",
+    "plot_mistakes",
+    "plot_precision_recall",
+    "plot_prediction",
+    "plot_reliability",
+    "plot_residuals",
+    "plot_risk_coverage",
+    "plot_robustness",
+    "plot_samples",
+    "plot_suspects",
+    "savefig",
+]
 
 # %% [markdown]
 # ## Data
@@ -154,7 +104,7 @@ def plot_class_counts(
 ) -> Figure:
     """Draw images per class as bars, side by side for each split: counts {split: (K,)}."""
     for split, values in counts.items():
-        _check_rows(f"counts[{split!r}]", values, class_names)
+        check_rows(f"counts[{split!r}]", values, class_names)
     figure, axes = new_figure(3.4, title, note)
     ax = axes[0, 0]
     spots, size = np.arange(len(class_names)), 0.82 / max(len(counts), 1)
@@ -164,7 +114,7 @@ def plot_class_counts(
         handles.append(ax.bar(at, values, size * 0.94, color=PALETTE[k % len(PALETTE)]))
         if len(counts) * len(class_names) <= 27:
             ax.bar_label(handles[-1], fmt="{:,.0f}", fontsize=7.5, padding=1)
-    _name_ticks(ax, class_names)
+    name_ticks(ax, class_names)
     ax.set_ylabel("images")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.margins(y=0.12)
@@ -172,136 +122,6 @@ def plot_class_counts(
         labels = [f"{clean(name, 24)} ({int(np.sum(v)):,})" for name, v in counts.items()]
         figure.legend(handles, labels, loc="outside upper right", ncols=len(counts))
     return figure
-
-
-# %%
-def to_rgb(images: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return faces, uint8 (H, W) or (H, W, C) with C 1 or 3, as a list of uint8 (H, W, 3)."""
-    faces = []
-    for image in images:
-        image = np.asarray(image)
-        if image.ndim == 2:
-            image = image[..., None]
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-            raise ValueError(
-                f"a face is {image.dtype} of shape {image.shape}, but uint8 (H, W, 1 or 3) is "
-                "needed: undo the normalization first."
-            )
-        faces.append(np.broadcast_to(image, (*image.shape[:2], 3)))
-    return faces
-
-
-# %% [markdown]
-# All faces of a gallery are pasted onto one canvas, drawn pixel for pixel: a single picture draws
-# much faster than fifty pairs of axes, and nothing can overlap. 32 shades per channel are plenty
-# for a preview and halve the size of a notebook that carries the figure.
-
-
-# %%
-def draw_gallery(
-    rows: Sequence[Sequence[np.ndarray]],
-    *,
-    row_labels: Sequence[str] = (),
-    captions: Sequence[Sequence[str]] = (),
-    cell: int = 110,
-    title: str = "",
-    note: str = "",
-) -> Figure:
-    """Draw rows of faces (uint8, rows may differ in length) with a name per row and captions below.
-
-    `cell` is the greatest width of a face in pixels; it shrinks when the figure would become wider
-    than a notebook. Small faces are enlarged by whole factors, so their pixels stay visible.
-    """
-    faces = [to_rgb(row) for row in rows]
-    if not any(faces):
-        raise ValueError("there is no face to draw, so pass at least one.")
-    if row_labels:
-        _check_rows("row_labels", row_labels, rows)
-    columns = max(len(row) for row in faces)
-    labels = [clean(label) for label in row_labels]
-    left = 14 + 8 * max((len(label) for label in labels), default=0)
-    side = min(cell, (round(100 * WIDTH) - left - 10) // columns - 6)
-    sides = {max(face.shape[:2]) for row in faces for face in row}
-    doubled = len(sides) == 1 and max(sides) <= side
-    if doubled:
-        side = side // max(sides) * max(sides)
-    texts = [[_wrap(caption, side // 6) for caption in row] for row in captions]
-    lines = max((text.count("\n") + 1 for row in texts for text in row), default=0)
-    pitch = side + 6
-    row_height = pitch + (14 * lines + 4 if lines else 0)
-    canvas = np.full((len(faces) * row_height - 6, columns * pitch - 6, 3), 255, dtype=np.uint8)
-    top, bottom = (30 if title else 6), (22 if note else 6)
-    height = top + canvas.shape[0] + bottom
-    width = max(left + canvas.shape[1] + 10, 9 * len(title) + 20, 6 * len(note) + 20)
-    figure = plt.figure(figsize=(width / 100, height / 100), layout="none")
-    if title:
-        figure.text(
-            8 / width, 1 - 6 / height, clean(title, 100), va="top", fontsize=12, fontweight="bold"
-        )
-    _write_note(figure, note)
-    ax = figure.add_axes(
-        (left / width, bottom / height, canvas.shape[1] / width, canvas.shape[0] / height)
-    )
-    for i, row in enumerate(faces):
-        for j, face in enumerate(row):
-            y, x = i * row_height, j * pitch
-            canvas[y : y + side, x : x + side] = _resized(face, side, doubled) // 8 * 8 + 4
-            if texts:
-                ax.text(
-                    x + side / 2, y + side + 3, texts[i][j],
-                    ha="center", va="top", fontsize=8, linespacing=1.2,
-                )  # fmt: skip
-        if labels:
-            ax.text(-7, i * row_height + side / 2, labels[i], ha="right", va="center")
-    ax.imshow(canvas, interpolation="nearest", aspect="auto")
-    ax.set_axis_off()
-    return figure
-
-
-def _wrap(caption: str, limit: int) -> str:
-    lines = caption.split("\n")
-    return "\n".join(part for line in lines for part in textwrap.wrap(line, max(limit, 4)))
-
-
-def _resized(face: np.ndarray, side: int, doubled: bool) -> np.ndarray:
-    if face.shape[:2] == (side, side):
-        return face
-    how = Image.Resampling.NEAREST if doubled else Image.Resampling.BICUBIC
-    return np.asarray(Image.fromarray(np.ascontiguousarray(face)).resize((side, side), how))
-
-
-# %%
-@in_style
-def plot_samples(
-    images: Sequence[np.ndarray],
-    row_labels: Sequence[str],
-    *,
-    captions: Sequence[Sequence[str]] = (),
-    title: str = "Sample faces",
-    note: str = "",
-) -> Figure:
-    """Draw one labeled row of faces per class; images[i] is uint8 (n, H, W, C), n may differ."""
-    return draw_gallery(images, row_labels=row_labels, captions=captions, title=title, note=note)
-
-
-# %%
-@in_style
-def plot_augmentation(
-    augmented: np.ndarray,
-    originals: np.ndarray,
-    *,
-    title: str = "What augmentation does",
-    note: str = "",
-) -> Figure:
-    """Draw augmented faces above the same faces as stored; both uint8 (n, H, W, C)."""
-    _check_rows("augmented", augmented, originals)
-    return draw_gallery(
-        [augmented, originals],
-        row_labels=["augmented", "as stored"],
-        cell=150,
-        title=title,
-        note=note,
-    )
 
 
 # %% [markdown]
@@ -374,7 +194,7 @@ def plot_confusion(
 ) -> Figure:
     """Draw a confusion matrix (K, K) twice: as counts, and in percent of each true class."""
     confusion = np.asarray(confusion)
-    _check_rows("confusion", confusion, class_names)
+    check_rows("confusion", confusion, class_names)
     support = confusion.sum(axis=1, keepdims=True)
     share = np.divide(
         100.0 * confusion, support, out=np.full(confusion.shape, np.nan), where=support > 0
@@ -389,39 +209,6 @@ def plot_confusion(
 
 
 # %%
-def draw_matrix(
-    ax: Axes,
-    values: np.ndarray,
-    names: Sequence[str],
-    *,
-    fmt: str,
-    cmap: str,
-    low: float | None = None,
-    high: float | None = None,
-    truth: str = "true class",
-    prediction: str = "predicted class",
-) -> None:
-    """Draw a square heat map with its numbers; NaN stays white with a dash."""
-    values = np.asarray(values, dtype=np.float64)
-    known = np.isfinite(values)
-    sns.heatmap(
-        np.where(known, values, 0), mask=~known, ax=ax, cmap=cmap, vmin=low, vmax=high, annot=True,
-        fmt=fmt, annot_kws={"fontsize": 8 if len(names) <= 8 else 6.5}, cbar=False, square=True,
-        linewidths=0.6, linecolor="white",
-    )  # fmt: skip
-    for i, j in np.argwhere(~known):
-        ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=GREY, fontsize=8)
-    spots = np.arange(len(names)) + 0.5
-    shown = [clean(name, 12) for name in names]
-    ax.set_xticks(spots, shown, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(spots, shown, rotation=0)
-    ax.tick_params(length=0)
-    ax.grid(False)
-    ax.set_xlabel(prediction)
-    ax.set_ylabel(truth)
-
-
-# %%
 @in_style
 def plot_class_accuracy(
     confusion: np.ndarray,
@@ -432,7 +219,7 @@ def plot_class_accuracy(
 ) -> Figure:
     """Draw the share of each true class that is right, and their mean as a dashed line."""
     confusion = np.asarray(confusion)
-    _check_rows("confusion", confusion, class_names)
+    check_rows("confusion", confusion, class_names)
     support = confusion.sum(axis=1)
     share = np.divide(
         np.diag(confusion), support, out=np.full(len(support), np.nan), where=support > 0
@@ -450,7 +237,7 @@ def plot_class_accuracy(
             k, np.nan_to_num(value) + 0.015, shown, ha="center", va="bottom", fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
-    _name_ticks(ax, class_names)
+    name_ticks(ax, class_names)
     as_percent(ax.yaxis)
     ax.set_ylim(0, 1.1)
     ax.set_yticks(np.arange(0, 1.01, 0.2))
@@ -477,87 +264,10 @@ def plot_class_scores(
         values = [float(scores[key]) for scores in per_class.values()]
         handles.append(ax.bar(spots + (k - 1) * 0.27, values, 0.25, color=color))
         ax.bar_label(handles[-1], fmt="{:.2f}", fontsize=7, padding=1)
-    _name_ticks(ax, list(per_class))
+    name_ticks(ax, list(per_class))
     ax.set_ylim(0, 1.08)
     ax.set_yticks(np.arange(0, 1.01, 0.2))
     figure.legend(handles, ["precision", "recall", "F1"], loc="outside upper right", ncols=3)
-    return figure
-
-
-# %% [markdown]
-# ## Single faces
-
-
-# %%
-@in_style
-def plot_mistakes(
-    images: np.ndarray,
-    truths: Sequence[str],
-    predictions: Sequence[str],
-    confidences: Sequence[float],
-    *,
-    columns: int = 6,
-    title: str = "Misclassified faces",
-    note: str = "",
-) -> Figure:
-    """Draw faces, uint8 (n, H, W, C), with true name, predicted name and its probability (0..1)."""
-    for what, values in (("truths", truths), ("predictions", predictions)):
-        _check_rows(what, values, images)
-    _check_rows("confidences", confidences, images)
-    captions = [
-        f"true {clean(t, 12)}\nsays {clean(p, 12)}\n{100 * c:.0f} %"
-        for t, p, c in zip(truths, predictions, confidences, strict=True)
-    ]
-    starts = range(0, len(captions), columns)
-    return draw_gallery(
-        [images[s : s + columns] for s in starts],
-        captions=[captions[s : s + columns] for s in starts],
-        cell=120,
-        title=title,
-        note=note,
-    )
-
-
-# %%
-@in_style
-def plot_prediction(
-    image: np.ndarray,
-    probabilities: Sequence[float],
-    class_names: Sequence[str],
-    *,
-    min_confidence: float = 0.0,
-    title: str = "",
-    note: str = "",
-) -> Figure:
-    """Draw a face, uint8 (H, W[, C]), beside the probability (0..1) of every class.
-
-    Below `min_confidence` (a dotted line) the title says "uncertain". Without `title`, the title is
-    the answer itself.
-    """
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    _check_rows("probabilities", probabilities, class_names)
-    face = to_rgb([image])[0]
-    best = int(probabilities.argmax())
-    answer = f"{clean(class_names[best], 24)} {100 * probabilities[best]:.1f} %"
-    unsure = probabilities[best] < min_confidence
-    if unsure:
-        answer = f"uncertain (most likely {answer})"
-    figure, axes = new_figure(3.1, title or answer, note, width=7.5, columns=2)
-    left, ax = axes[0]
-    left.imshow(face)
-    left.set_axis_off()
-    colors = [ORANGE if k == best and not unsure else PALE for k in range(len(probabilities))]
-    bars = ax.barh(range(len(probabilities)), probabilities, 0.72, color=colors)
-    ax.bar_label(bars, [f"{100 * p:.1f} %" for p in probabilities], fontsize=8.5, padding=3)
-    if min_confidence > 0:
-        ax.axvline(min_confidence, color=GREY, linestyle=":", linewidth=1.4)
-    ax.set_yticks(range(len(class_names)), [clean(name) for name in class_names])
-    ax.tick_params(axis="y", length=0)
-    ax.invert_yaxis()
-    ax.grid(False)
-    ax.set_xlim(0, max(1.16 * float(probabilities[best]), min_confidence * 1.05, 0.05))
-    ax.spines["bottom"].set_visible(False)
-    ax.set_xticks([])
     return figure
 
 
