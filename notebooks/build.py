@@ -50,15 +50,19 @@ def partner(script: Path) -> Path:
 
 def from_script(script: Path) -> nbformat.NotebookNode:
     """The notebook that a script describes, without outputs, with fixed cell ids."""
-    notebook = jupytext.read(script, config=load_jupytext_config(str(script)))
+    config = load_jupytext_config(str(script))
+    notebook = jupytext.read(script, config=config)
+    # What jupytext itself keeps in a notebook; its version number would only make noise.
+    filters = {
+        "cell_metadata_filter": config.cell_metadata_filter,
+        "notebook_metadata_filter": config.notebook_metadata_filter,
+    }
+    language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}
     notebook.metadata = nbformat.from_dict(
         {
+            "jupytext": filters,
             "kernelspec": notebook.metadata.kernelspec,
-            "language_info": {
-                "name": "python",
-                "file_extension": ".py",
-                "mimetype": "text/x-python",
-            },
+            "language_info": language,
         }
     )
     seen: dict[str, int] = {}

@@ -72,8 +72,10 @@ def unpack(notebook, folder):
     cell = next(c for c in notebook.cells if kaggle.TAG in c.metadata.get("tags", []))
     folder.mkdir()
     code = cell.source + "\nassert not [name for name in globals() if name.isupper()]"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-"]  # as an argument it would be too long
+    done = subprocess.run(
+        command, input=code, cwd=folder, capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"fer_helpers: {len(list(folder.rglob('*.py')))} modules\n"
 
 
