@@ -199,14 +199,11 @@ print(f"Computing on {device} in {precision}. {run.sentence}")
 # The sentences printed here say which rule was applied.
 
 # %%
-AFFECTNET_DIR, FER_TRAIN_DIR, FER_TEST_DIR = (
-    config.affectnet_dir, config.fer_train_dir, config.fer_test_dir
-)  # fmt: skip
+folders = [config.affectnet_dir, config.fer_train_dir, config.fer_test_dir]
 cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
 if config.drawn:
     drawn = write_demo_faces(cache / "drawn-faces")
-    AFFECTNET_DIR, FER_TRAIN_DIR = drawn / "affectnet", drawn / "fer2013" / "train"
-    FER_TEST_DIR = drawn / "fer2013" / "test"
+    folders = [drawn / "affectnet", drawn / "fer2013" / "train", drawn / "fer2013" / "test"]
 reading = {
     name: getattr(config, name) for name in ("selection_size", "max_images", "max_bad_share")
 } | {"cache_dir": cache, "size": IMAGE_SIZE}
@@ -214,9 +211,9 @@ reading = {
 # %% tags=["nbval-check-output"]
 affectnet = fer = None
 if config.phases != "fer2013":
-    affectnet = load_affectnet(AFFECTNET_DIR, grey=config.affectnet_grey, **reading)
+    affectnet = load_affectnet(folders[0], grey=config.affectnet_grey, **reading)
 if config.phases != "affectnet":
-    fer = load_fer2013(FER_TRAIN_DIR, FER_TEST_DIR, **reading)
+    fer = load_fer2013(*folders[1:], **reading)
 datasets = {name: s for name, s in (("affectnet", affectnet), ("fer2013", fer)) if s is not None}
 for splits in datasets.values():
     print(splits.sentence)
