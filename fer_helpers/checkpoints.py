@@ -1,0 +1,308 @@
+"""Saving, loading, resuming: two kinds of file, and neither is ever executed as a pickle.
+
+A *model file* (safetensors) is what people share: weights plus everything that is needed to use
+them, as JSON in its header: architecture, class names, preprocessing, temperature. A *state file*
+is what a killed run continues from; it is read with `weights_only=True`, which rebuilds tensors and
+plain values and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fer_helpers.models import EmotionNet, build_model
+from fer_helpers.preprocess import Preprocess
+
+FORMAT = 1
+"""Version of both file kinds; a file with a higher one comes from a later release."""
+
+SHIPPED = Path(__file__).parent / "weights"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, read or continued; the message says what to do."""
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary path)` and put the result at `path` in one step.
+
+    A reader sees the old file or the new one, never half of it, also after a crash or with a full
+    disk: the data is on the disk before the name points to it.
+
+    Raises:
+        CheckpointError: it could not be written; what stood at `path` before is untouched.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors report a full disk in their own exception types.
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} could not be written ({error}): free some space or choose another OUTPUT_DIR; "
+            "what was saved before is untouched."
+        ) from error
+
+
+# Model files
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to answer, with all that belongs to it."""
+
+    model: EmotionNet
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    temperature: float = 1.0
+    extra: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def save_model(
+    path: str | Path,
+    model: EmotionNet,
+    class_names: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    temperature: float = 1.0,
+    extra: Mapping[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a model file.
+
+    Args:
+        path: ends in `.safetensors`.
+        model: gives the architecture, and the weights unless `state` is given.
+        class_names: in the order of the model's outputs.
+        preprocess: what the model was trained with.
+        temperature: what logits are divided by before the softmax.
+        extra: JSON-able facts to keep (`origin`, `dataset`, scores ...).
+        state: weights to store instead of the model's present ones.
+    """
+    about = {
+        "format": FORMAT,
+        "architecture": model.architecture,
+        "class_names": list(class_names),
+        "preprocess": preprocess.to_dict(),
+        "temperature": float(temperature),
+        "extra": dict(extra or {}),
+    }
+    weights = model.state_dict() if state is None else state
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    metadata = {"fer_helpers": json.dumps(about, sort_keys=True, allow_nan=False)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def newest_model(folder: str | Path = "runs") -> Path | None:
+    """The model of the run in `folder` that ended last, else the shipped one, else None."""
+    found = list(Path(folder).glob("*/model.safetensors")) if Path(folder).is_dir() else []
+    if found:
+        return max(found, key=lambda path: (path.stat().st_mtime, path.parent.name))
+    shipped = sorted(SHIPPED.glob("*.safetensors"))
+    return shipped[-1] if shipped else None
+
+
+def load_model(
+    path: str | Path | None = None, device: torch.device | str = "cpu", runs: str | Path = "runs"
+) -> LoadedModel:
+    """Rebuild a model from its file alone.
+
+    Args:
+        path: a model file or a run folder; None takes the newest run's model in `runs`, else the
+            model that is shipped with the package.
+        device: where the model goes, whatever device it was trained on.
+        runs: where to look for runs when `path` is None.
+
+    Raises:
+        CheckpointError: there is no such file, it is not one of ours, it is from a later release,
+            or its weights do not fit its own description.
+    """
+    if path is None:
+        path = newest_model(runs)
+        if path is None:
+            raise CheckpointError(
+                f"No trained model in {runs} and none is shipped: run the notebook once, or give "
+                "the path of a model file."
+            )
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    about = _read_about(path)
+    try:
+        names = tuple(about["class_names"])
+        architecture = dict(about["architecture"])
+        preprocess = Preprocess.from_dict(about["preprocess"])
+        if len(set(names)) != len(names) or len(names) != architecture["num_classes"]:
+            raise CheckpointError(
+                f"{path} names {len(names)} classes but its network answers for "
+                f"{architecture['num_classes']}: the file was put together wrongly, save it again."
+            )
+        model = build_model(**architecture)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"The description inside {path} is incomplete or unknown here ({error}): "
+            "save the model again with this version."
+        ) from None
+    weights = {name: value.float() if value.is_floating_point() else value
+               for name, value in load_file(path).items()}  # fmt: skip
+    wanted = model.state_dict()
+    missing = sorted(wanted.keys() - weights.keys())
+    foreign = sorted(weights.keys() - wanted.keys())
+    shapes = sorted(
+        n for n in wanted.keys() & weights.keys() if wanted[n].shape != weights[n].shape
+    )
+    if missing or foreign or shapes:
+        what = ", ".join(
+            f"{len(names)} {word} (such as {names[0]})"
+            for names, word in ((missing, "missing"), (foreign, "unknown"), (shapes, "misshapen"))
+            if names
+        )
+        raise CheckpointError(
+            f"The weights in {path} do not fit its own description: {what}; "
+            "the file is damaged or was edited, take an intact copy."
+        )
+    model.load_state_dict(weights)
+    model.to(device).eval()
+    return LoadedModel(
+        model, names, preprocess, float(about.get("temperature", 1.0)), about["extra"], path
+    )
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise CheckpointError(f"There is no model file at {path}: check the path.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("fer_helpers")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}): take an intact copy."
+        ) from None
+    if text is None:
+        raise CheckpointError(
+            f"{path} holds weights but not what they are for: only files that this project saved "
+            "can be loaded without other arguments."
+        )
+    about = json.loads(text)
+    if about.get("format", 0) > FORMAT:
+        raise CheckpointError(
+            f"{path} was saved by a later release (format {about['format']}, this one reads up to "
+            f"{FORMAT}): update fer_helpers."
+        )
+    return about
+
+
+# State files
+
+
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write the whole state of a training; tensors, numbers, strings and containers of them."""
+    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Read a state file on the CPU, executing nothing.
+
+    Raises:
+        CheckpointError: it is damaged, holds anything but plain values, or is from a later release.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling damaged bytes can raise nearly anything
+        raise CheckpointError(
+            f"{path} is damaged or holds more than plain values ({type(error).__name__}): "
+            "delete it to start this phase again, or set RESUME to 'never'."
+        ) from None
+    if not isinstance(state, dict) or state.get("format", 0) > FORMAT:
+        raise CheckpointError(f"{path} was saved by a later release: update fer_helpers.")
+    return state
+
+
+def random_state(generators: Mapping[str, torch.Generator]) -> dict[str, Any]:
+    """The position of every random stream that training can touch."""
+    kind, keys, *rest = np.random.get_state()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "generators": {name: generator.get_state() for name, generator in generators.items()},
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def restore_random_state(
+    state: Mapping[str, Any], generators: Mapping[str, torch.Generator]
+) -> None:
+    """Put every random stream back to where `random_state` found it."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    for name, generator in generators.items():
+        generator.set_state(state["generators"][name])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names and values of all weights: equal exactly when the models are."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
+
+
+def compare_identity(mine: Mapping[str, Any], stored: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse to continue a training that was of something else.
+
+    Raises:
+        CheckpointError: listing each difference with both values.
+    """
+    differences = [
+        f"{name} was {stored.get(name)!r} and is {mine.get(name)!r}"
+        for name in sorted(mine.keys() | stored.keys())
+        if mine.get(name) != stored.get(name)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path} belongs to another training: {'; '.join(differences)}; "
+            "set these back, choose another RUN_NAME, or set RESUME to 'never'."
+        )

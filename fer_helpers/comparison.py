@@ -1,0 +1,582 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Comparing runs
+#
+# `runs` writes the folder, this module reads it back and lays several runs beside each other. It
+# looks at nothing but the files of the folders, so the comparison can be made again years later, on
+# another machine, without the pictures and without the models.
+#
+# Two questions are asked of a pair of runs, and they are not the same. *Do the intervals overlap?*
+# compares two numbers as if they came from different pictures. *McNemar* compares the two on the
+# pictures that both have seen, which is the sharper test, and needs `predictions.csv` of both.
+
+# %%
+"""Read run folders back, compare them, and score a model on other people's datasets."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fer_helpers.confusions import holm
+from fer_helpers.evaluation import evaluate, mcnemar, seeds_summary, softmax
+from fer_helpers.plots import PALETTE, as_percent, clean, in_style, new_figure
+from fer_helpers.runs import (
+    STATE,
+    Run,
+    RunError,
+    open_run,
+    scored,
+    stamp,
+    write_history,
+    write_metrics,
+    write_predictions,
+)
+
+HISTORY = ("phase", "origin", "epoch")
+PREDICTIONS = ("dataset", "split", "file", "truth", "prediction", "leak_free", "origin")
+
+
+# %% [markdown]
+# ## One folder
+
+
+# %%
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder as read: `history` and `predictions` are empty tables where there is no file."""
+
+    folder: Path
+    name: str
+    origin: str
+    finished: bool
+    fingerprint: dict[str, Any]
+    params: dict[str, Any]
+    metrics: dict[str, Any]
+    history: pd.DataFrame
+    predictions: pd.DataFrame
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        RunError: It is no run folder, or one of its files is missing or broken; one sentence.
+    """
+    folder = Path(folder)
+    for name in (STATE, "params.yaml", "metrics.json"):
+        if not (folder / name).is_file():
+            raise RunError(f"{folder} has no {name}: the run did not get that far, or it is none.")
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+        record = RunRecord(
+            folder=folder,
+            name=folder.resolve().name,
+            origin=metrics["origin"],
+            finished=bool(state["finished"]),
+            fingerprint=dict(state["fingerprint"]),
+            params=dict(params),
+            metrics=metrics,
+            history=_read_table(folder / "history.csv", HISTORY),
+            predictions=_read_table(folder / "predictions.csv", PREDICTIONS),
+        )
+        compare([record])  # every number that the tables need is there
+        if not metrics["results"]:
+            raise RunError(f"{folder} holds no result yet.")
+        return record
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunError(
+            f"{folder} cannot be read as a run, one of its files is broken ({reason})."
+        ) from error
+
+
+def _read_table(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
+    """Read a CSV without guessing: a class called `NA` stays text."""
+    if not path.is_file():
+        return pd.DataFrame(columns=needed)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise ValueError(f"{path.name} has no column {', '.join(missing)}")
+    for name in table.columns.difference([*HISTORY[:2], *PREDICTIONS]):
+        table[name] = table[name].replace("", "nan").astype(np.float64)
+    return table
+
+
+def read_runs(folders: Iterable[str | Path]) -> tuple[list[RunRecord], list[str]]:
+    """Read several folders; what cannot be read is skipped with a sentence.
+
+    Returns:
+        The runs, their names made different from each other, and one sentence per skipped folder.
+    """
+    records, skipped = [], []
+    for folder in folders:
+        try:
+            records.append(read_run(folder))
+        except RunError as error:
+            skipped.append(f"Skipped: {error}")
+    for longer in (lambda r: f"{r.folder.resolve().parent.name}/{r.name}", lambda r: str(r.folder)):
+        names = [record.name for record in records]
+        records = [replace(r, name=longer(r)) if names.count(r.name) > 1 else r for r in records]
+    return records, skipped
+
+
+def find_runs(output_dir: str | Path) -> list[Path]:
+    """All run folders directly below `output_dir`, sorted by name."""
+    return sorted(path.parent for path in Path(output_dir).glob(f"*/{STATE}"))
+
+
+# %% [markdown]
+# ## Runs beside each other
+
+
+# %%
+def compare(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """Lay the scores of several runs beside each other: one line per run and scored set.
+
+    Shares are 0..1, `low` and `high` bound the 95 % interval (empty without bootstrap), and
+    `leak_free_...` is the same without pictures that also stand in train. Only lines of the same
+    dataset, split and `content` (the hash of the files) are about the same pictures.
+    """
+    lines = []
+    for record in records:
+        for result in record.metrics["results"]:
+            stamp, numbers, twin = result["stamp"], result["numbers"], result["leak_free"] or {}
+            low, high = numbers["accuracy_interval"] or (None, None)
+            twin_low, twin_high = twin.get("accuracy_interval") or (None, None)
+            lines.append(
+                {
+                    "run": record.name,
+                    "origin": record.origin,
+                    "dataset": stamp["dataset"],
+                    "split": stamp["split"],
+                    "n": stamp["n"],
+                    "views": stamp["views"],
+                    "seed": stamp["seed"],
+                    "accuracy": numbers["accuracy"],
+                    "low": low,
+                    "high": high,
+                    "macro_f1": numbers["macro_f1"],
+                    "leak_free_n": twin.get("n"),
+                    "leak_free_accuracy": twin.get("accuracy"),
+                    "leak_free_low": twin_low,
+                    "leak_free_high": twin_high,
+                    "chosen_on": stamp["selection_set"],
+                    "note": stamp["note"],
+                    "headline": result["headline"],
+                    "content": stamp["content_hash"][:12],
+                }
+            )
+    table = pd.DataFrame(lines)
+    order = ["dataset", "split", "views", "content", "run"]
+    return table.sort_values(order, ignore_index=True) if lines else table
+
+
+def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """Mean and standard deviation over runs that differ in nothing but the seed.
+
+    One line per group of at least two seeds and scored set: `seeds`, `mean`, `sd` (over n - 1)
+    of the accuracy, 0..1. A seed that was run twice counts once.
+    """
+    groups: dict[tuple, dict[int, tuple[str, float]]] = {}
+    for record in records:
+        recipe = {k: v for k, v in record.fingerprint.items() if k.lower() != "seed"}
+        for result in record.metrics["results"]:
+            stamp = result["stamp"]
+            where = (stamp["dataset"], stamp["split"], stamp["views"], stamp["content_hash"])
+            key = (*where, record.origin, json.dumps(recipe, sort_keys=True))
+            score = (record.name, result["numbers"]["accuracy"])
+            groups.setdefault(key, {}).setdefault(stamp["seed"], score)
+    lines = []
+    for (dataset, split, views, _, origin, _), seeds in sorted(groups.items()):
+        if len(seeds) < 2:
+            continue
+        summary = seeds_summary([accuracy for _, accuracy in seeds.values()])
+        lines.append(
+            {
+                "runs": ", ".join(sorted(name for name, _ in seeds.values())),
+                "origin": origin,
+                "dataset": dataset,
+                "split": split,
+                "views": views,
+                "seeds": summary["n"],
+                "mean": summary["mean"],
+                "sd": summary["sd"],
+            }
+        )
+    columns = ["runs", "origin", "dataset", "split", "views", "seeds", "mean", "sd"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+# %%
+def mcnemar_pairs(records: Sequence[RunRecord], dataset: str, split: str) -> pd.DataFrame:
+    """Compare every two runs on the pictures that both predicted, joined by file name.
+
+    Columns: `run_a, run_b, n, only_a, only_b` (pictures that only one of them got right),
+    `difference` (accuracy a - b, 0..1), `p_value` (McNemar, exact), `p_holm` (corrected for the
+    number of pairs; Holm 1979), `note` (why there is no test, or on which pictures it is).
+    """
+    parts = {}
+    for record in records:
+        table = record.predictions
+        if len(table):
+            table = table[(table["dataset"] == dataset) & (table["split"] == split)]
+            parts[record.name] = table[["file", "truth", "prediction"]]
+    lines = []
+    for a, b in combinations([record.name for record in records], 2):
+        line: dict[str, Any] = {"run_a": a, "run_b": b, "n": 0, "note": ""}
+        lines.append(line)
+        if not all(len(parts.get(name, ())) for name in (a, b)):
+            line["note"] = "one of them has no predictions of this split"
+            continue
+        if parts[a]["file"].duplicated().any() or parts[b]["file"].duplicated().any():
+            line["note"] = "file names are not unique, so pictures cannot be matched"
+            continue
+        both = parts[a].merge(parts[b], on="file", suffixes=("_a", "_b"))
+        line["n"] = len(both)
+        differing = int((both["truth_a"] != both["truth_b"]).sum())
+        if not len(both) or differing:
+            line["note"] = (
+                f"{differing} of {len(both)} labels differ: not the same data"
+                if len(both)
+                else "no file in common"
+            )
+            continue
+        if len(both) < max(len(parts[a]), len(parts[b])):
+            line["note"] = "only the files that both have"
+        right = [(both[f"prediction_{x}"] == both[f"truth_{x}"]).to_numpy(bool) for x in "ab"]
+        test = mcnemar(*right)
+        line |= {name: test[name] for name in ("only_a", "only_b", "difference", "p_value")}
+    columns = ["run_a", "run_b", "n", "only_a", "only_b", "difference", "p_value", "p_holm", "note"]
+    table = pd.DataFrame(lines, columns=columns)
+    tested = table["p_value"].notna()
+    if tested.any():
+        table.loc[tested, "p_holm"] = holm(table.loc[tested, "p_value"].to_numpy(np.float64))
+    return table
+
+
+def mcnemar_matrix(pairs: pd.DataFrame, value: str = "p_holm") -> pd.DataFrame:
+    """Turn the lines of `mcnemar_pairs` into a square table, symmetric, empty on its diagonal."""
+    names = list(dict.fromkeys([*pairs["run_a"], *pairs["run_b"]]))
+    matrix = pd.DataFrame(np.nan, index=names, columns=names)
+    for pair in pairs.to_dict("records"):
+        matrix.loc[pair["run_a"], pair["run_b"]] = pair[value]
+        matrix.loc[pair["run_b"], pair["run_a"]] = pair[value]
+    return matrix
+
+
+# %%
+@in_style
+def plot_intervals(table: pd.DataFrame) -> Figure:
+    """Draw the accuracies of `compare` with their 95 % intervals, and their leak-free twins."""
+    rows = table.to_dict("records")
+    title = "Accuracy and 95 % interval"
+    figure, axes = new_figure(1.6 + 0.45 * len(rows), title, _origin(table["origin"]))
+    ax = axes[0, 0]
+    kinds = ((-0.12, "", "o", "all pictures"), (0.12, "leak_free_", "D", "without twins of train"))
+    for (shift, prefix, marker, label), color in zip(kinds, PALETTE, strict=False):
+        known = [(i, row) for i, row in enumerate(rows) if pd.notna(row[f"{prefix}accuracy"])]
+        if not known:
+            continue
+        ends = {end: [row[f"{prefix}{end}"] for _, row in known] for end in ("low", "high")}
+        values = np.array([row[f"{prefix}accuracy"] for _, row in known], dtype=np.float64)
+        low, high = (np.array(ends[end], dtype=np.float64) for end in ("low", "high"))
+        spread = np.nan_to_num([values - low, high - values])
+        heights = [i + shift for i, _ in known]
+        style = {"fmt": marker, "color": color, "markersize": 5, "capsize": 3, "label": label}
+        ax.errorbar(values, heights, xerr=spread, **style)
+    labels = [f"{row['run']}: {row['dataset']} {row['split']}" for row in rows]
+    labels = [
+        f"{clean(label, 48)}, n = {row['n']:,}" for label, row in zip(labels, rows, strict=True)
+    ]
+    ax.set_yticks(range(len(rows)), labels)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    as_percent(ax.xaxis)
+    ax.grid(axis="x")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+# %%
+@in_style
+def plot_histories(records: Sequence[RunRecord], column: str = "selection_accuracy") -> Figure:
+    """Draw one column of `history.csv` of several runs over each other, one panel per phase.
+
+    Args:
+        records: The runs; those without this column are left out.
+        column: A column of `history.csv`, such as `"train_loss"`.
+    """
+    shown = [r for r in records if column in r.history and r.history[column].notna().any()]
+    phases = sorted({phase for r in shown for phase in r.history["phase"]})
+    note = _origin(record.origin for record in shown)
+    title = f"{column.replace('_', ' ')}, run over run".capitalize()
+    figure, axes = new_figure(3.4, title, note, columns=max(len(phases), 1))
+    lines = {}
+    for ax, phase in zip(axes[0], phases, strict=False):
+        for index, record in enumerate(shown):
+            rows = record.history[record.history["phase"] == phase]
+            color = PALETTE[index % len(PALETTE)]
+            dashes = ("-", "--", ":")[index // len(PALETTE) % 3]
+            epochs = rows["epoch"].astype(int)
+            (line,) = ax.plot(epochs, rows[column], dashes, color=color, marker="o", markersize=3)
+            lines[clean(record.name, 32)] = line
+        ax.set_title(phase)
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if column.endswith("accuracy"):
+            as_percent(ax.yaxis)
+    if lines:
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3)
+    else:
+        axes[0, 0].text(0.5, 0.5, f"no run has a history of {column}", ha="center", va="center")
+    return figure
+
+
+def _origin(origins: Iterable[str]) -> str:
+    known = set(origins)
+    return "drawn faces" if known == {"drawn"} else " and ".join(sorted(known)) * (len(known) > 1)
+
+
+# %% [markdown]
+# ## Other people's datasets
+#
+# The honest test of a face classifier is a folder that it has nothing to do with. Whether that is
+# so is looked up, not assumed: the same files, the same name, or single pictures that some phase
+# trained or chose on make a set *seen*.
+
+
+# %%
+def why_seen(faces: Any, used: Sequence[Any]) -> str:
+    """Say why a set does not count as unseen; an empty text if nothing was found.
+
+    Looks for the same files (content hash), the same dataset name, and the same pixels in pictures
+    of the same size; blank pictures, which are all alike anyway, are left out.
+
+    Args:
+        faces: The `FaceSet` to be scored.
+        used: Every `FaceSet` that any phase trained or chose on.
+    """
+    for other in used:
+        if other.content_hash == faces.content_hash:
+            return f"the same files as {other.dataset} {other.split}"
+        if other.dataset.casefold() == faces.dataset.casefold():
+            return f"{other.dataset} was used ({other.split})"
+    own = _pixel_hashes(faces)
+    for other in used:
+        known = set(_pixel_hashes(other)) - {""}
+        shared = sum(digest in known for digest in own)
+        if shared:
+            return f"{shared:,} of {len(own):,} pictures are in {other.dataset} {other.split} too"
+    return ""
+
+
+def _pixel_hashes(faces: Any) -> list[str]:
+    """One hash per picture, "" for blank ones.
+
+    Not `FaceSet.pixel_hashes`: FER2013 is in circulation as three equal channels too, and such a
+    copy has to get the hash of its grey original.
+    """
+    hashes = []
+    for start in range(0, len(faces), 1024):
+        for image in faces.images(np.arange(start, min(start + 1024, len(faces)))):
+            if image.shape[-1] == 3 and (image == image[..., :1]).all():
+                image = image[..., :1]
+            blank = image.min() == image.max()
+            content = repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()
+            hashes.append("" if blank else hashlib.sha256(content).hexdigest())
+    return hashes
+
+
+def cross_dataset(
+    faces: Any,
+    logits: np.ndarray,
+    model_classes: Sequence[str],
+    used: Sequence[Any],
+    stamp: Mapping[str, Any],
+    *,
+    bootstrap: int = 10_000,
+) -> dict[str, Any]:
+    """Score a set on the classes that it shares with the model: one line of the table.
+
+    Pictures of other classes are left out, and so are the model's scores of classes that the set
+    does not have.
+
+    Args:
+        faces: The `FaceSet` that was scored.
+        logits: (N, K) float, one column per class of the model.
+        model_classes: K names.
+        used: Every `FaceSet` that any phase trained or chose on; see `why_seen`.
+        stamp: From `runs.stamp`; its `n` becomes the number of pictures that were counted.
+        bootstrap: Draws for the intervals; 0 for none.
+
+    Returns:
+        `{"stamp", "seen" (a reason or ""), "class_names", "left_out" (pictures), "numbers"}`.
+
+    Raises:
+        RunError: Fewer than two classes are shared.
+    """
+    shared = [name for name in model_classes if name in faces.class_names]
+    if len(shared) < 2:
+        raise RunError(
+            f"{faces.dataset} shares {len(shared)} of the classes {', '.join(model_classes)}; at "
+            "least two are needed, so look at the names of its class folders."
+        )
+    position = {name: index for index, name in enumerate(shared)}
+    labels = np.array([position.get(name, -1) for name in faces.class_names])[faces.labels]
+    kept = labels >= 0
+    columns = [list(model_classes).index(name) for name in shared]
+    numbers = evaluate(
+        np.asarray(logits)[kept][:, columns], labels[kept], shared, bootstrap=bootstrap
+    )
+    return {
+        "stamp": {**stamp, "n": int(kept.sum())},
+        "seen": why_seen(faces, used),
+        "class_names": shared,
+        "left_out": int((~kept).sum()),
+        "numbers": numbers,
+    }
+
+
+def cross_dataset_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Lay the entries of `cross_dataset` under each other; shares are 0..1."""
+    lines = []
+    for row in rows:
+        low, high = row["numbers"]["accuracy_interval"] or (None, None)
+        lines.append(
+            {
+                "dataset": row["stamp"]["dataset"],
+                "split": row["stamp"]["split"],
+                "origin": row["stamp"]["origin"],
+                "n": row["stamp"]["n"],
+                "left_out": row["left_out"],
+                "classes": len(row["class_names"]),
+                "accuracy": row["numbers"]["accuracy"],
+                "low": low,
+                "high": high,
+                "macro_f1": row["numbers"]["macro_f1"],
+                "status": f"seen: {row['seen']}" if row["seen"] else "cross-dataset",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+# %% [markdown]
+# ## Runs for trying it out
+
+
+# %%
+def write_made_up_run(
+    output_dir: str | Path, name: str, *, seed: int = 0, skill: float = 2.5, n: int = 300
+) -> Run:
+    """Write a run folder in which no model was trained: every number is made up.
+
+    For the demo and for the tests. All its runs are about the same `n` made-up pictures, some of
+    them harder than others for everybody; `skill` moves the accuracy.
+    """
+    classes = ("Anger", "Happy", "Sad", "Surprise")
+    shared, own = np.random.default_rng(0), np.random.default_rng(seed + 1)
+    labels = shared.integers(len(classes), size=n)
+    hard = shared.normal(size=(n, len(classes)))
+    logits = skill * np.eye(len(classes))[labels] + hard + own.normal(size=hard.shape)
+    leak_free = shared.random(n) > 0.08
+    fingerprint = {"SEED": seed, "SKILL": skill}
+    run = open_run(output_dir, name, fingerprint, fingerprint, "never", origin="drawn")
+
+    results = []
+    for split, part in (
+        ("PrivateTest", np.arange(n) % 2 == 0),
+        ("PublicTest", np.arange(n) % 2 == 1),
+    ):
+        size = int(part.sum())
+        taken_on = stamp(
+            split,
+            size,
+            1,
+            seed,
+            f"PublicTest ({n - size:,})" if split == "PrivateTest" else "itself",
+            "made-up",
+            "drawn",
+            dataset="made-up",
+            note="" if split == "PrivateTest" else "contains the selection split",
+        )
+        numbers = evaluate(logits[part], labels[part], classes, bootstrap=1000)
+        kept = part & leak_free
+        twin = evaluate(logits[kept], labels[kept], classes, bootstrap=1000)
+        headline = split == "PrivateTest"
+        results.append(scored(taken_on, numbers, leak_free=twin, headline=headline))
+        write_predictions(
+            run,
+            files=[f"test/{split}_{index}.png" for index in np.flatnonzero(part)],
+            labels=labels[part],
+            probabilities=softmax(logits[part]),
+            class_names=classes,
+            dataset="made-up",
+            split=split,
+            leak_free=leak_free[part],
+        )
+    write_metrics(run, {"results": results})
+    end = results[1]["numbers"]["accuracy"]
+    for phase, epochs in (("affectnet", 8), ("fer2013", 6)):
+        grown = end * (1 - np.exp(-np.arange(1, epochs + 1) / 2)) + own.normal(0, 0.01, epochs)
+        rows = [
+            {"epoch": epoch, "train_loss": 2 * (1 - value), "selection_accuracy": value}
+            for epoch, value in enumerate(grown, start=1)
+        ]
+        write_history(run, phase, rows)
+    run.finish()
+    return run
+
+
+# %% [markdown]
+# ## Demo
+#
+# Three *made-up* runs: two seeds of one recipe and a better recipe. Intervals may overlap where
+# McNemar tells two runs apart all the same, because both answered the same pictures.
+
+# %% tags=["active-ipynb"]
+# import tempfile
+#
+# from fer_helpers import comparison
+#
+# scratch = tempfile.TemporaryDirectory()
+# for name, seed, skill in (("plain 1", 1, 2.5), ("plain 2", 2, 2.5), ("better", 3, 3.2)):
+#     comparison.write_made_up_run(scratch.name, f"made-up {name}", seed=seed, skill=skill)
+# records, skipped = comparison.read_runs(comparison.find_runs(scratch.name))
+# table = comparison.compare(records)
+# shown = ["run", "origin", "split", "n", "accuracy", "low", "high", "leak_free_accuracy", "note"]
+# table[shown].round(3)
+
+# %% tags=["active-ipynb"]
+# comparison.compare_seeds(records).round(3)
+
+# %% tags=["active-ipynb"]
+# pairs = comparison.mcnemar_pairs(records, "made-up", "PrivateTest")
+# comparison.mcnemar_matrix(pairs).round(3)
+
+# %% tags=["active-ipynb"]
+# comparison.plot_intervals(table)
+
+# %% tags=["active-ipynb"]
+# comparison.plot_histories(records)
+
+# %% tags=["active-ipynb"]
+# scratch.cleanup()

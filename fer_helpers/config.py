@@ -1,0 +1,477 @@
+"""Typed parameters: the notebook's parameters cell or a YAML file becomes one frozen object.
+
+The upper-case names of the notebook (`BATCH_SIZE`) are the lower-case fields here (`batch_size`).
+Whatever is wrong with them is told at once, in one error, before any work starts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+DRAWN = "drawn"
+"""The value of the three data folders that asks for the embedded drawn faces."""
+
+DATA_FOLDERS = ("affectnet_dir", "fer_train_dir", "fer_test_dir")
+
+NO_EFFECT_ON_THE_MODEL = frozenset(
+    # Where things lie, how long a session may take, and what is looked at after training.
+    {
+        *DATA_FOLDERS,
+        "phases",
+        "output_dir",
+        "run_name",
+        "cache_dir",
+        "resume",
+        "device",
+        "max_bad_share",
+        "extra_test_dirs",
+        "time_budget_minutes",
+        "affectnet_detail_every",
+        "fer_detail_every",
+        "tta_views",
+        "bootstrap",
+        "min_confidence",
+        "robustness",
+        "embedding",
+        "photo",
+        "gdown_id",
+        "helpers_url",
+    }
+)
+
+
+class ConfigError(ValueError):
+    """One or more parameters are unusable; the message lists every one of them."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one phase is trained; `training.train_phase` reads nothing else.
+
+    Learning rates are per optimizer step, `warmup` and `mix_until` are fractions of the schedule in
+    0..1, `early_stop` counts epochs without a better selection score (0: never).
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    backbone_lr: float
+    attention_lr: float
+    head_lr: float
+    weight_decay: float
+    decay_norms: bool
+    schedule: str
+    warmup: float
+    plateau_factor: float
+    plateau_patience: int
+    loss: str
+    focal_gamma: float
+    label_smoothing: float
+    class_weights: str
+    logit_adjustment: float
+    sampler: str
+    mixup: float
+    cutmix: float
+    mix_probability: float
+    mix_until: float
+    ema: float
+    clip_norm: float
+    early_stop: int
+    keep: str
+    detail_every: int
+
+
+class Config(BaseModel):
+    """Every parameter of the notebook, checked. Defaults are the original's recipe on Kaggle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # Data
+    affectnet_dir: str = "/kaggle/input/balanced-affectnet"
+    fer_train_dir: str = "/kaggle/input/fer2013/train"
+    fer_test_dir: str = "/kaggle/input/fer2013/test"
+    phases: Literal["both", "affectnet", "fer2013"] = "both"
+    max_images: int = Field(0, ge=0)
+    max_bad_share: float = Field(0.01, ge=0, lt=1)
+    selection_size: int = Field(3000, ge=0)
+    drop_test_twins: bool = False
+    drop_conflicts: bool = False
+    drop_blanks: bool = False
+    ferplus_votes: str = ""
+    extra_test_dirs: str = ""
+    # Run
+    output_dir: str = "runs"
+    run_name: str = Field("", pattern=r"^[\w. -]*$")
+    resume: str = "auto"
+    cache_dir: str = ""
+    seed: int = Field(42, ge=0, lt=2**32)
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    time_budget_minutes: float = Field(0.0, ge=0)
+    # Input
+    image_size: int = Field(224, ge=16, le=1024)
+    input_channels: Literal[1, 3] = 3
+    affectnet_grey: bool = False
+    batch_size: int = Field(32, ge=2, le=65536)
+    # Model
+    backbone: str = "resnet34"
+    pretrained: str = "imagenet"
+    attention: Literal["none", "spatial", "channel", "se", "cbam"] = "spatial"
+    attention_place: Literal["last", "each"] = "last"
+    attention_safe_start: bool = False
+    stem: Literal["imagenet", "small1", "small2"] = "imagenet"
+    width: int = Field(64, ge=4, le=512)
+    dropout: float = Field(0.4, ge=0, lt=1)
+    head_hidden: int = Field(256, ge=0, le=8192)
+    head_dropout: float = Field(0.3, ge=0, lt=1)
+    carry_head: bool = False
+    # Training
+    affectnet_epochs: int = Field(15, ge=1)
+    fer_epochs: int = Field(12, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    affectnet_lr: float = Field(1e-4, gt=0)
+    fer_lr_backbone: float = Field(1e-5, ge=0)
+    fer_lr_attention: float = Field(5e-5, ge=0)
+    fer_lr_head: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    decay_norms: bool = True
+    schedule: Literal["plateau", "cosine", "onecycle"] = "plateau"
+    warmup: float = Field(0.0, ge=0, lt=1)
+    plateau_factor: float = Field(0.5, gt=0, lt=1)
+    plateau_patience: int = Field(3, ge=0)
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: float = Field(2.0, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    class_weights: Literal["balanced", "effective", "none"] = "balanced"
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    logit_adjustment: float = Field(0.0, ge=0, le=4)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    mix_probability: float = Field(0.5, ge=0, le=1)
+    mix_until: float = Field(1.0, ge=0, le=1)
+    ema: float = Field(0.0, ge=0, lt=1)
+    clip_norm: float = Field(0.0, ge=0)
+    early_stop: int = Field(0, ge=0)
+    keep: Literal["best", "last"] = "best"
+    affectnet_detail_every: int = Field(5, ge=0)
+    fer_detail_every: int = Field(3, ge=0)
+    # Augmentation
+    flip: float = Field(0.5, ge=0, le=1)
+    affectnet_rotation: float = Field(8.0, ge=0, le=180)
+    fer_rotation: float = Field(12.0, ge=0, le=180)
+    affectnet_shift: float = Field(0.0, ge=0, le=1)
+    fer_shift: float = Field(0.08, ge=0, le=1)
+    scale: float = Field(0.0, ge=0, lt=1)
+    affectnet_jitter: float = Field(0.15, ge=0, le=1)
+    fer_jitter: float = Field(0.25, ge=0, le=1)
+    affectnet_erase: float = Field(0.0, ge=0, le=1)
+    fer_erase: float = Field(0.15, ge=0, le=1)
+    erase_min: float = Field(0.02, gt=0, le=1)
+    erase_max: float = Field(0.12, gt=0, le=1)
+    padding: Literal["zeros", "reflection", "border"] = "zeros"
+    augment_policy: Literal["none", "trivial"] = "none"
+    # Evaluation, exploring, prediction
+    tta_views: int = Field(10, ge=1, le=10)
+    bootstrap: int = Field(10000, ge=0)
+    min_confidence: float = Field(0.0, ge=0, le=1)
+    robustness: bool = True
+    embedding: bool = True
+    photo: str = ""
+    gdown_id: str = ""
+    helpers_url: str = ""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_from_text(cls, value: Any, info: Any) -> Any:
+        # YAML 1.1 reads 1e-3 as text (it wants 1.0e-3), and so does papermill: take it as meant.
+        if isinstance(value, str) and cls.model_fields[info.field_name].annotation is float:
+            try:
+                return float(value)
+            except ValueError:
+                return value
+        return value
+
+    @model_validator(mode="after")
+    def _values_fit_together(self) -> Config:
+        problems = []
+        drawn = [name for name in DATA_FOLDERS if getattr(self, name) == DRAWN]
+        if drawn and len(drawn) < len(DATA_FOLDERS):
+            problems.append(
+                "drawn and real faces never meet in one run: set all of AFFECTNET_DIR, "
+                "FER_TRAIN_DIR and FER_TEST_DIR to 'drawn', or none"
+            )
+        if self.erase_min > self.erase_max:
+            problems.append(
+                f"ERASE_MIN ({self.erase_min}) must not exceed ERASE_MAX ({self.erase_max})"
+            )
+        if self.keep == "last" and self.early_stop:
+            problems.append("EARLY_STOP chooses an epoch, so it needs KEEP 'best'")
+        if self.selection_size == 0 and (
+            self.keep == "best" or self.schedule == "plateau" or self.early_stop
+        ):
+            problems.append(
+                "SELECTION_SIZE 0 leaves nothing to choose on: use KEEP 'last', SCHEDULE 'cosine' "
+                "or 'onecycle', and EARLY_STOP 0 with it"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], source: str) -> Config:
+        """Check `values` (upper-case names).
+
+        Raises:
+            ConfigError: naming `source` and every unknown name, wrong type and value out of range.
+        """
+        fields = {name.lower(): value for name, value in values.items()}
+        lines: list[str] = []
+        while True:
+            try:
+                config = cls(**fields)
+                break
+            except ValidationError as error:
+                # What does not fit together is only looked at once every single value is usable,
+                # so look again without the unusable ones.
+                problems = error.errors()
+                lines += [_explain(problem) for problem in problems]
+                unusable = {problem["loc"][0] for problem in problems if problem["loc"]}
+                if not unusable:
+                    break
+                fields = {name: value for name, value in fields.items() if name not in unusable}
+        if lines:
+            raise ConfigError(
+                f"{source} has {len(lines)} unusable parameter{'s' * (len(lines) > 1)}:\n"
+                + "\n".join(f"  - {line}" for line in lines)
+            )
+        return config
+
+    @classmethod
+    def from_notebook(cls, names: Mapping[str, Any]) -> Config:
+        """Collect the parameters out of a notebook's `globals()`.
+
+        Every upper-case scalar counts as meant for us, so a misspelled parameter that papermill
+        injects is refused instead of ignored.
+        """
+        meant = {
+            name: value
+            for name, value in names.items()
+            if re.fullmatch(r"[A-Z][A-Z0-9_]+", name)
+            and isinstance(value, (str, int, float, bool, type(None)))
+        }
+        return cls.from_values(meant, "The parameters cell")
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Config:
+        """Read a parameter file; names that it leaves out keep their defaults."""
+        return cls.from_values(read_parameters(path), str(path))
+
+    def changed(self, **values: Any) -> Config:
+        """Return a checked copy with some fields (lower-case) replaced."""
+        everything = {**self.model_dump(), **values}
+        return Config.from_values({k.upper(): v for k, v in everything.items()}, "The change")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All parameters under their notebook names, ready for `params.yaml`."""
+        return {name.upper(): value for name, value in self.model_dump().items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The parameters that change the trained model; paths, budgets and figures do not."""
+        return {
+            name.upper(): value
+            for name, value in self.model_dump().items()
+            if name not in NO_EFFECT_ON_THE_MODEL
+        }
+
+    @property
+    def drawn(self) -> bool:
+        """Whether this run is on the embedded drawn faces."""
+        return self.affectnet_dir == DRAWN
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """Arguments of `models.build_model`, except the number of classes."""
+        return {
+            "backbone": self.backbone,
+            "pretrained": self.pretrained,
+            "attention": self.attention,
+            "attention_place": self.attention_place,
+            "attention_safe_start": self.attention_safe_start,
+            "stem": self.stem,
+            "width": self.width,
+            "channels": self.input_channels,
+            "dropout": self.dropout,
+            "head_hidden": self.head_hidden,
+            "head_dropout": self.head_dropout,
+        }
+
+    def augment_kwargs(self, phase: Literal["affectnet", "fer2013"]) -> dict[str, Any]:
+        """Arguments of `augment.Augment` for one phase."""
+        first = phase == "affectnet"
+        jitter = self.affectnet_jitter if first else self.fer_jitter
+        return {
+            "flip": self.flip,
+            "rotation": self.affectnet_rotation if first else self.fer_rotation,
+            "shift": self.affectnet_shift if first else self.fer_shift,
+            "scale": self.scale,
+            "brightness": jitter,
+            "contrast": jitter,
+            "erase": self.affectnet_erase if first else self.fer_erase,
+            "erase_min": self.erase_min,
+            "erase_max": self.erase_max,
+            "padding": self.padding,
+            "policy": self.augment_policy,
+        }
+
+    def recipe(self, phase: Literal["affectnet", "fer2013"]) -> Recipe:
+        """How one phase is trained: phase 1 has one learning rate, phase 2 has three."""
+        first = phase == "affectnet"
+        same = {
+            name: getattr(self, name)
+            for name in Recipe.__dataclass_fields__
+            if name in Config.model_fields
+        }
+        return Recipe(
+            epochs=self.affectnet_epochs if first else self.fer_epochs,
+            backbone_lr=self.affectnet_lr if first else self.fer_lr_backbone,
+            attention_lr=self.affectnet_lr if first else self.fer_lr_attention,
+            head_lr=self.affectnet_lr if first else self.fer_lr_head,
+            detail_every=self.affectnet_detail_every if first else self.fer_detail_every,
+            **same,
+        )
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    """One line for one of pydantic's findings, in the words of the notebook."""
+    if not problem["loc"]:
+        return problem["msg"].removeprefix("Value error, ")
+    name = str(problem["loc"][0])
+    if problem["type"] == "extra_forbidden":
+        import difflib
+
+        close = difflib.get_close_matches(name, Config.model_fields, n=1)
+        hint = f"; did you mean {close[0].upper()}?" if close else ""
+        return f"{name.upper()} is not a parameter{hint}"
+    wanted = problem["msg"].removeprefix("Input should be ")
+    return f"{name.upper()} should be {wanted}, not {problem['input']!r}"
+
+
+def read_parameters(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of upper-case parameters.
+
+    Raises:
+        ConfigError: the file is missing, is no valid YAML, or holds no `NAME: value` lines.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The parameter file {path} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The parameter file {path} is not valid YAML: {error}.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"The parameter file {path} should hold lines of the form NAME: value.")
+    return values
+
+
+def on_kaggle() -> bool:
+    """Whether this runs on Kaggle, interactively or as a pushed kernel."""
+    return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+
+
+def settle_data(config: Config, demo_file: str | Path | None = None) -> tuple[Config, str]:
+    """Decide what the run trains on when the folders are not where the parameters say.
+
+    If all folders are still the defaults, none exists and we are not on Kaggle, the values of
+    `params/demo.yaml` replace the defaults that nobody changed: the run is on drawn faces.
+
+    Returns:
+        the configuration to use and a banner (empty when nothing changed).
+
+    Raises:
+        ConfigError: a folder is missing, in one sentence with what to attach, set or run instead.
+    """
+    if config.drawn:
+        return config, _banner("Drawn faces, as asked for: nothing here says anything about people")
+    missing = [name for name in DATA_FOLDERS if not Path(getattr(config, name)).exists()]
+    defaults = Config()
+    untouched = all(getattr(config, n) == getattr(defaults, n) for n in DATA_FOLDERS)
+    if untouched and len(missing) == len(DATA_FOLDERS) and not on_kaggle():
+        return _demo(config, defaults, demo_file)
+    _refuse_missing(config, missing)
+    return config, ""
+
+
+def _demo(config: Config, defaults: Config, demo_file: str | Path | None) -> tuple[Config, str]:
+    path = Path(demo_file or Path(__file__).parents[1] / "params" / "demo.yaml")
+    if not path.exists():
+        raise ConfigError(
+            "No data at the default paths, and the drawn faces' parameters (params/demo.yaml) are "
+            "not here either: set AFFECTNET_DIR, FER_TRAIN_DIR and FER_TEST_DIR."
+        )
+    demo = Config.from_yaml(path)
+    new = {
+        name: getattr(demo, name)
+        for name in Config.model_fields
+        if getattr(config, name) == getattr(defaults, name) != getattr(demo, name)
+    }
+    lines = [f"{name.upper()}: {getattr(config, name)!r} -> {new[name]!r}" for name in sorted(new)]
+    headline = "NO DATASET FOUND: this run is on DRAWN faces and says nothing about people"
+    return config.changed(**new), _banner(headline, *lines)
+
+
+def _banner(headline: str, *lines: str) -> str:
+    bar = "=" * max(len(headline) + 4, 60)
+    return "\n".join([bar, f"  {headline}", bar, *(f"  {line}" for line in lines)])
+
+
+def _refuse_missing(config: Config, missing: list[str]) -> None:
+    """Raise the one error that fits the folders that are not there."""
+    needed = {
+        "both": set(DATA_FOLDERS),
+        "affectnet": {"affectnet_dir"},
+        "fer2013": {"fer_train_dir", "fer_test_dir"},
+    }[config.phases]
+    missing = [name for name in missing if name in needed]
+    if not missing:
+        return
+    places = " and ".join(f"{name.upper()} ({getattr(config, name)})" for name in missing)
+    verb = "does" if len(missing) == 1 else "do"
+    if on_kaggle():
+        wanted = []
+        if "affectnet_dir" in missing:
+            wanted.append("dollyprajapati182/balanced-affectnet")
+        if {"fer_train_dir", "fer_test_dir"} & set(missing):
+            wanted.append("msambare/fer2013")
+        todo = f"attach {' and '.join(wanted)} with 'Add Input' at the right of the notebook"
+    else:
+        nearest = "; ".join(
+            f"the nearest folder of {name.upper()} that exists is {_nearest(getattr(config, name))}"
+            for name in missing
+        )
+        todo = f"{nearest}; set the parameter to where the data lies"
+    if config.phases == "both" and missing == ["affectnet_dir"]:
+        todo += ", or run the other phase alone with PHASES 'fer2013'"
+    if config.phases == "both" and "affectnet_dir" not in missing:
+        todo += ", or run the other phase alone with PHASES 'affectnet'"
+    raise ConfigError(f"{places} {verb} not exist: {todo}.")
+
+
+def _nearest(path: str) -> Path:
+    """The longest part of `path` that exists."""
+    full = Path(path).expanduser().absolute()
+    return next(parent for parent in (full, *full.parents) if parent.exists())

@@ -1,0 +1,376 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Evaluation: from scores to numbers that survive a reviewer
+# A network gives one score per class and face. This module turns those scores and the labels into
+# numbers, and says how far each can be trusted: an interval, a calibration check, a test against
+# another model. Arrays go in, plain dictionaries come out (ready for a JSON file); no network, no
+# picture and no file is needed here.
+
+# %%
+"""Turn scores and labels into metrics, intervals and tests: arrays in, numbers out."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import special, stats
+
+from fer_helpers.calibration import (
+    abstain_threshold,
+    answered_above,
+    check_scores,
+    fit_temperature,
+    logit_adjust,
+    reliability,
+    risk_coverage,
+    softmax,
+)
+from fer_helpers.confusions import (
+    check_names,
+    chi_square,
+    chi_square_text,
+    class_scores,
+    confusion_matrix,
+    confusion_scores,
+    report_text,
+    top_confusions,
+)
+from fer_helpers.exploration import (
+    embedding_map,
+    label_suspects,
+    pick_faces,
+    precision_recall,
+    vote_agreement,
+    votes_text,
+)
+
+# One address for everything that turns arrays into numbers, wherever it is written.
+__all__ = [
+    "abstain_threshold",
+    "answered_above",
+    "bootstrap_intervals",
+    "chi_square",
+    "chi_square_text",
+    "class_scores",
+    "compare",
+    "confusion_matrix",
+    "confusion_scores",
+    "embedding_map",
+    "evaluate",
+    "fit_temperature",
+    "label_suspects",
+    "logit_adjust",
+    "mcnemar",
+    "pick_faces",
+    "precision_recall",
+    "reliability",
+    "report_text",
+    "risk_coverage",
+    "scores_text",
+    "seeds_summary",
+    "softmax",
+    "top_confusions",
+    "vote_agreement",
+    "votes_text",
+]
+
+# %% [markdown]
+# ## Intervals
+# How far would a number move if other faces had been photographed? Drawing the test set again and
+# again from itself answers that.
+
+
+# %%
+def bootstrap_intervals(
+    confusion: np.ndarray, *, repeats: int = 10_000, seed: int = 0, level: float = 0.95
+) -> dict[str, list[float]]:
+    """Return percentile intervals [low, high] of the four `confusion_scores`.
+
+    Drawing N images with replacement is the same as drawing the K x K counts from a multinomial
+    distribution, so no image is touched. Source: Efron and Tibshirani 1993, chapter 13.
+    """
+    confusion = np.asarray(confusion)
+    total = int(confusion.sum())
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(total, confusion.ravel() / total, size=repeats)
+    return _intervals(confusion_scores(drawn.reshape(repeats, *confusion.shape)), level)
+
+
+def _intervals(values: Mapping[str, np.ndarray], level: float) -> dict[str, list[float]]:
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    return {name: np.quantile(drawn, tails).tolist() for name, drawn in values.items()}
+
+
+def _probability_scores(
+    logits: np.ndarray, labels: np.ndarray, temperature: float, seed: int
+) -> dict:
+    probabilities = softmax(logits, temperature)
+    rows = np.arange(len(labels))
+    scaled = logits / temperature
+    truth = np.eye(logits.shape[1])[labels]
+    calibration = reliability(probabilities, labels, seed=seed)
+    return {
+        "nll": float(np.mean(special.logsumexp(scaled, axis=1) - scaled[rows, labels])),
+        "brier": float(np.mean(((probabilities - truth) ** 2).sum(axis=1))),
+        "ece": calibration["ece"],
+        "ece_calibrated_range": calibration["ece_calibrated_range"],
+    }
+
+
+# %% [markdown]
+# ## Everything at once
+# `evaluate` is what the notebook calls. With `keep` it scores a part of the set:
+# `keep=test.leak_free` gives the leak-free twin of every number, without the images that also
+# stand in the training set.
+
+
+# %%
+def evaluate(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    temperature: float = 1.0,
+    bootstrap: int = 10_000,
+    seed: int = 0,
+    keep: np.ndarray | None = None,
+) -> dict:
+    """Score logits (N, K), or log-probabilities, against labels (N,) in 0..K-1.
+
+    Returns a JSON-able dict. All shares are 0..1, intervals are 95 % bootstrap intervals
+    [low, high] (None with `bootstrap=0`):
+    n, left_out (images that `keep`, bool (N,), is False for), accuracy, top2_accuracy, macro_f1,
+    balanced_accuracy, kappa, and an `..._interval` for accuracy, macro_f1, balanced_accuracy and
+    kappa; nll (nats per image), brier (sum over classes, 0..2), ece, ece_calibrated_range, all
+    after dividing by `temperature`; before_temperature with the same four at temperature 1;
+    per_class {name: {precision, recall, f1, support, predicted}}; confusion (K x K counts, row =
+    truth); never_predicted and absent (names with no prediction, with no image).
+
+    Equal scores go to the class that stands first. Raises ValueError for bad input.
+    """
+    names = check_names(class_names)
+    logits, labels = check_scores(logits, labels, len(names))
+    left_out = 0
+    if keep is not None:
+        keep = np.asarray(keep)
+        if keep.shape != labels.shape or keep.dtype != bool:
+            raise ValueError(
+                f"keep is {keep.dtype} of shape {keep.shape}, but one bool per image is needed: "
+                f"({len(labels)},)."
+            )
+        left_out = int((~keep).sum())
+        if left_out == len(labels):
+            raise ValueError("keep leaves no image, so there is nothing to evaluate.")
+        logits, labels = logits[keep], labels[keep]
+
+    rows = np.arange(len(labels))
+    own = logits[rows, labels][:, None]
+    earlier = np.arange(len(names)) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
+
+    confusion = confusion_matrix(labels, logits.argmax(axis=1), len(names))
+    scores = {name: float(value) for name, value in confusion_scores(confusion).items()}
+    intervals = (
+        bootstrap_intervals(confusion, repeats=bootstrap, seed=seed)
+        if bootstrap
+        else dict.fromkeys(scores)
+    )
+    each = class_scores(confusion)
+    result: dict = {"n": len(labels), "left_out": left_out}
+    for name, value in scores.items():
+        result[name] = value
+        result[f"{name}_interval"] = intervals[name]
+        if name == "accuracy":
+            result["top2_accuracy"] = float((rank < 2).mean())
+    result["temperature"] = float(temperature)
+    result.update(_probability_scores(logits, labels, temperature, seed))
+    result["before_temperature"] = _probability_scores(logits, labels, 1.0, seed)
+    result["per_class"] = {
+        name: {
+            "precision": float(each["precision"][k]),
+            "recall": float(each["recall"][k]),
+            "f1": float(each["f1"][k]),
+            "support": int(each["support"][k]),
+            "predicted": int(each["predicted"][k]),
+        }
+        for k, name in enumerate(names)
+    }
+    result["confusion"] = confusion.tolist()
+    result["never_predicted"] = [n for n, c in zip(names, each["predicted"], strict=True) if c == 0]
+    result["absent"] = [n for n, c in zip(names, each["support"], strict=True) if c == 0]
+    return result
+
+
+# %%
+def scores_text(result: Mapping, title: str = "") -> str:
+    """Return the numbers of `evaluate` as aligned lines for people."""
+
+    def line(name: str, key: str, percent: bool = True) -> str:
+        shown = f"{100 * result[key]:6.2f} %" if percent else f"{result[key]:6.3f}  "
+        interval = result.get(f"{key}_interval")
+        if interval:
+            low, high = (f"{100 * v:.2f}" if percent else f"{v:.3f}" for v in interval)
+            shown += f"   95 % interval {low} to {high}"
+        return f"{name:<18} {shown}"
+
+    before = result["before_temperature"]
+    low, high = result["ece_calibrated_range"]
+    images = f"{result['n']:,} images"
+    if result["left_out"]:
+        images += f" ({result['left_out']:,} left out)"
+    lines = [
+        f"{title}: {images}" if title else images,
+        line("accuracy", "accuracy"),
+        line("top-2 accuracy", "top2_accuracy"),
+        line("balanced accuracy", "balanced_accuracy"),
+        line("macro-F1", "macro_f1", percent=False),
+        line("Cohen's kappa", "kappa", percent=False),
+        f"{'NLL':<18} {result['nll']:6.3f}     before temperature {before['nll']:.3f}",
+        f"{'Brier':<18} {result['brier']:6.3f}     before temperature {before['brier']:.3f}",
+        f"{'ECE':<18} {100 * result['ece']:6.2f} %   before temperature "
+        f"{100 * before['ece']:.2f} %",
+        f"{'':<18}            a calibrated model would show {100 * low:.2f} to {100 * high:.2f} %",
+    ]
+    if result["never_predicted"]:
+        lines.append(f"{'never predicted':<18} {', '.join(result['never_predicted'])}")
+    if result["absent"]:
+        lines.append(f"{'no image of':<18} {', '.join(result['absent'])}")
+    return "\n".join(lines)
+
+
+# %% [markdown]
+# ## Two models, several seeds
+# Two networks answer the same images, so the question is not whether their intervals overlap but
+# who is right where the other is wrong. And one seed is an anecdote: three or more give a mean
+# and a spread.
+
+
+# %%
+def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict:
+    """Compare two models on the same images: bool (N,) each, True where the model is right.
+
+    Returns both, only_a, only_b, neither (counts), difference (accuracy a - b), p_value (exact
+    binomial on the discordant images; 1.0 when there are none). Source: McNemar 1947.
+    """
+    a, b = np.asarray(correct_a), np.asarray(correct_b)
+    if a.shape != b.shape or a.ndim != 1 or a.size == 0 or a.dtype != bool or b.dtype != bool:
+        raise ValueError(
+            f"correct_a is {a.dtype} {a.shape} and correct_b is {b.dtype} {b.shape}, but both must "
+            "be bool (N,) over the same images."
+        )
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    discordant = only_a + only_b
+    return {
+        "both": int((a & b).sum()),
+        "only_a": only_a,
+        "only_b": only_b,
+        "neither": int((~a & ~b).sum()),
+        "difference": (only_a - only_b) / len(a),
+        "p_value": float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0,
+    }
+
+
+# %%
+def compare(
+    labels: np.ndarray,
+    predicted_a: np.ndarray,
+    predicted_b: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    bootstrap: int = 10_000,
+    seed: int = 0,
+) -> dict:
+    """Return {score: {difference (a - b), interval [low, high]}} of four scores, and `mcnemar`.
+
+    The bootstrap is paired: both models see the same drawn images, so what is hard for both
+    cancels out.
+    """
+    size = len(check_names(class_names))
+    confusion_a = confusion_matrix(labels, predicted_a, size)
+    confusion_b = confusion_matrix(labels, predicted_b, size)
+    labels, a, b = (np.asarray(x).astype(np.int64) for x in (labels, predicted_a, predicted_b))
+    cells, counts = np.unique((labels * size + a) * size + b, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(labels), counts / len(labels), size=bootstrap
+    )
+
+    # 0/1 matrices that add the (truth, a, b) cells up to either model's confusion matrix.
+    to_a = np.eye(size * size)[cells // size]
+    to_b = np.eye(size * size)[cells // size**2 * size + cells % size]
+    shape = (bootstrap, size, size)
+    scores_a, scores_b = confusion_scores(confusion_a), confusion_scores(confusion_b)
+    drawn_a = confusion_scores((drawn @ to_a).reshape(shape))
+    drawn_b = confusion_scores((drawn @ to_b).reshape(shape))
+    spread = _intervals({name: drawn_a[name] - drawn_b[name] for name in scores_a}, 0.95)
+    result: dict = {
+        name: {"difference": float(scores_a[name] - scores_b[name]), "interval": spread[name]}
+        for name in scores_a
+    }
+    result["mcnemar"] = mcnemar(a == labels, b == labels)
+    return result
+
+
+# %%
+def seeds_summary(values: Sequence[float]) -> dict:
+    """Return n, mean, sd (over n - 1), low, high, min, max of one score over several seeds.
+
+    `low` and `high` bound the 95 % t interval of the mean; with one value they and sd are None.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError("seeds_summary needs at least one finite number per seed, as a flat list.")
+    mean = float(values.mean())
+    result = {"n": len(values), "mean": mean, "sd": None, "low": None, "high": None}
+    if len(values) > 1:
+        result["sd"] = float(values.std(ddof=1))
+        reach = float(stats.t.ppf(0.975, len(values) - 1) * result["sd"] / np.sqrt(len(values)))
+        result["low"], result["high"] = mean - reach, mean + reach
+    return {**result, "min": float(values.min()), "max": float(values.max())}
+
+
+# %% [markdown]
+# ## Demo
+# The confusion matrix that the original notebook printed (7,178 faces of FER2013, both test
+# halves pooled). Its numbers come back from the counts alone, now with intervals.
+
+# %% tags=["active-ipynb"]
+# import numpy as np
+#
+# from fer_helpers.evaluation import bootstrap_intervals, confusion_scores, evaluate
+# from fer_helpers.evaluation import fit_temperature, scores_text
+#
+# names = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+# original = np.array([
+#     [597, 29, 88, 31, 86, 105, 22],
+#     [21, 81, 2, 2, 1, 3, 1],
+#     [131, 15, 438, 21, 87, 229, 103],
+#     [32, 5, 28, 1514, 110, 45, 40],
+#     [73, 12, 37, 59, 836, 194, 22],
+#     [131, 16, 115, 41, 213, 714, 17],
+#     [21, 0, 77, 36, 15, 15, 667],
+# ])
+# intervals = bootstrap_intervals(original)
+# for name, value in confusion_scores(original).items():
+#     low, high = intervals[name]
+#     print(f"{name:<18} {value:.3f}   95 % interval {low:.3f} to {high:.3f}")
+
+# %% [markdown]
+# An overconfident made-up model: its scores are twice as large as they should be, and the fitted
+# temperature says so.
+
+# %% tags=["active-ipynb"]
+# generator = np.random.default_rng(0)
+# honest = generator.normal(size=(4000, 7)) * 2
+# chances = np.exp(honest) / np.exp(honest).sum(axis=1, keepdims=True)
+# labels = (chances.cumsum(axis=1) < generator.random((4000, 1))).sum(axis=1)
+# logits = 2 * honest
+# temperature = fit_temperature(logits[:2000], labels[:2000])
+# print(f"temperature fitted on the first half: {temperature:.1f}")
+# result = evaluate(logits[2000:], labels[2000:], names, temperature=temperature)
+# print(scores_text(result, "second half"))

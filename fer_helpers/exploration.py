@@ -1,0 +1,282 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Exploration: which faces to look at
+#
+# A score says how often a model is wrong; looking at faces says how. These functions choose the
+# faces: a cell of the confusion matrix, the most confident mistakes, the labels that ten human
+# raters dispute, the neighborhoods of an embedding.
+
+# %%
+"""Choose the faces worth looking at, and compare labels with human votes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from sklearn.manifold import TSNE
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from fer_helpers.calibration import check_probabilities
+from fer_helpers.confusions import check_labels, check_names
+
+# %% [markdown]
+# ## Faces by truth, answer and confidence
+
+
+# %%
+def pick_faces(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    *,
+    truth: int | None = None,
+    prediction: int | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+    count: int = 6,
+    how: str = "random",
+    seed: int = 0,
+) -> np.ndarray:
+    """Return up to `count` positions, int64, of faces with confidence in low..high (0..1).
+
+    With neither `truth` nor `prediction` (class numbers) only mistakes are chosen; with either, all
+    faces of that cell, row or column. `how`: "random" (seeded, in file order) or "confident" (most
+    confident first).
+    """
+    probabilities, labels = check_probabilities(probabilities, labels)
+    if how not in ("random", "confident"):
+        raise ValueError(f"how is {how!r}, but it must be 'random' or 'confident'.")
+    confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
+    chosen = (confidence >= low) & (confidence <= high)
+    if truth is None and prediction is None:
+        chosen &= predicted != labels
+    if truth is not None:
+        chosen &= labels == truth
+    if prediction is not None:
+        chosen &= predicted == prediction
+    found = np.flatnonzero(chosen)
+    if how == "confident":
+        return found[np.argsort(-confidence[found], kind="stable")[:count]]
+    return np.sort(np.random.default_rng(seed).permutation(found)[:count])
+
+
+# %% [markdown]
+# ## Each class against the rest
+
+
+# %%
+def precision_recall(
+    probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> dict[str, dict]:
+    """Return {name: {precision, recall (arrays), average_precision, share}} of one-against-rest.
+
+    `share` is the class's share of the images, the precision of guessing. Classes without an image
+    are left out. Source: scikit-learn's precision_recall_curve.
+    """
+    names = check_names(class_names)
+    probabilities, labels = check_probabilities(probabilities, labels, len(names))
+    curves = {}
+    for k in np.unique(labels):
+        precision, recall, _ = precision_recall_curve(labels == k, probabilities[:, k])
+        curves[names[k]] = {
+            "precision": precision,
+            "recall": recall,
+            "average_precision": float(average_precision_score(labels == k, probabilities[:, k])),
+            "share": float((labels == k).mean()),
+        }
+    return curves
+
+
+# %% [markdown]
+# ## A map of what the network sees
+# The features before the last layer have hundreds of dimensions; t-SNE lays them out so that
+# neighbors stay neighbors. Distances between far groups and the size of groups mean nothing.
+
+
+# %%
+def embedding_map(
+    features: np.ndarray, *, limit: int = 1500, perplexity: float = 30.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return t-SNE points float32 (n, 2) and the positions int64 (n,) of the features (N, F) shown.
+
+    At most `limit` faces are laid out (a fixed random choice), because time grows with their
+    number. Source: van der Maaten and Hinton 2008, through scikit-learn.
+    """
+    features = np.asarray(features, dtype=np.float32)
+    if features.ndim != 2 or len(features) < 5 or not np.isfinite(features).all():
+        raise ValueError(
+            f"features have shape {features.shape}, but at least 5 rows of finite numbers (N, F) "
+            "are needed."
+        )
+    shown = np.sort(np.random.default_rng(seed).permutation(len(features))[:limit])
+    layout = TSNE(
+        perplexity=min(perplexity, (len(shown) - 1) / 3), init="pca", random_state=seed
+    ).fit_transform(features[shown])
+    return layout, shown
+
+
+# %% [markdown]
+# ## What ten people said
+# FER+ asked ten raters about every face of FER2013. Where they agree with each other and not with
+# the label, the label is the suspect; where they are split, no model can be sure.
+
+
+# %%
+def vote_agreement(
+    predicted: np.ndarray,
+    labels: np.ndarray,
+    votes: np.ndarray,
+    vote_names: Sequence[str],
+    class_names: Sequence[str],
+) -> dict:
+    """Compare predictions and labels, both (N,), with the votes (N, V) of people on the same faces.
+
+    `vote_names` (V,) hold every class name and perhaps more ("Contempt", "unknown", "NF" for "not a
+    face"). A face counts when one choice has more votes than every other; `tied` and `unrated`
+    faces are counted apart. Shares are 0..1 (None over no face):
+    n, tied, unrated, label_agrees, prediction_agrees (with the winning choice), prediction_right
+    (with the label), votes_for_prediction (mean share of the votes that the prediction got), and
+    the rows of per_class ({name, n, ...} by label) and by_clarity ({name, n, ...} by the share of
+    the winner: above 0.8, above 0.5, the rest).
+    """
+    names = check_names(class_names)
+    columns = _vote_columns(vote_names, names)
+    labels = check_labels(labels, len(names))
+    predicted = check_labels(predicted, len(names), "predicted")
+    votes, winner, rated, clear = _winners(votes, len(labels), len(vote_names))
+    if len(predicted) != len(labels):
+        raise ValueError(f"there are {len(predicted)} predictions for {len(labels)} labels.")
+    share = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
+
+    def row(chosen: np.ndarray) -> dict:
+        if not chosen.any():
+            return {"n": 0, "label_agrees": None, "prediction_agrees": None,
+                    "prediction_right": None, "votes_for_prediction": None}  # fmt: skip
+        said = columns[predicted[chosen]]
+        return {
+            "n": int(chosen.sum()),
+            "label_agrees": float((columns[labels[chosen]] == winner[chosen]).mean()),
+            "prediction_agrees": float((said == winner[chosen]).mean()),
+            "prediction_right": float((predicted[chosen] == labels[chosen]).mean()),
+            "votes_for_prediction": float(share[chosen, said].mean()),
+        }
+
+    top = share.max(axis=1)
+    steps = (
+        ("clear (over 80 % of the votes)", top > 0.8),
+        ("majority (over 50 %)", (top > 0.5) & (top <= 0.8)),
+        ("split", top <= 0.5),
+    )
+    return {
+        **row(clear),
+        "tied": int((rated & ~clear).sum()),
+        "unrated": int((~rated).sum()),
+        "per_class": [{"name": n, **row(clear & (labels == k))} for k, n in enumerate(names)],
+        "by_clarity": [{"name": name, **row(clear & chosen)} for name, chosen in steps],
+    }
+
+
+# %%
+def label_suspects(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    votes: np.ndarray,
+    vote_names: Sequence[str],
+    class_names: Sequence[str],
+    *,
+    count: int = 12,
+) -> list[dict]:
+    """Return the faces whose label people dispute most, worst first.
+
+    A suspect is a face whose winning vote is not its label, ordered by how far the winner leads
+    the label, then by the model's probability for the winner. Each is {position, label, votes_say,
+    votes_for_label, votes_for_winner (shares 0..1), predicted, confidence (0..1)}.
+    """
+    names = check_names(class_names)
+    probabilities, labels = check_probabilities(probabilities, labels, len(names))
+    columns = _vote_columns(vote_names, names)
+    votes, winner, _, clear = _winners(votes, len(labels), len(vote_names))
+    rows = np.arange(len(labels))
+    share = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
+    for_winner, for_label = share[rows, winner], share[rows, columns[labels]]
+    known = np.zeros((len(labels), len(vote_names)))
+    known[:, columns] = probabilities
+    suspects = np.flatnonzero(clear & (winner != columns[labels]))
+    lead, belief = for_winner - for_label, known[rows, winner]
+    order = np.lexsort((suspects, -belief[suspects], -lead[suspects]))
+    return [
+        {
+            "position": int(i),
+            "label": names[labels[i]],
+            "votes_say": str(vote_names[winner[i]]),
+            "votes_for_label": float(for_label[i]),
+            "votes_for_winner": float(for_winner[i]),
+            "predicted": names[probabilities[i].argmax()],
+            "confidence": float(probabilities[i].max()),
+        }
+        for i in suspects[order][:count]
+    ]
+
+
+def _vote_columns(vote_names: Sequence[str], names: tuple[str, ...]) -> np.ndarray:
+    missing = [name for name in names if name not in vote_names]
+    if missing:
+        raise ValueError(f"the votes have no column for {missing[0]}: pass its name in vote_names.")
+    return np.array([list(vote_names).index(name) for name in names])
+
+
+def _winners(votes: np.ndarray, faces: int, choices: int) -> tuple[np.ndarray, ...]:
+    votes = np.asarray(votes)
+    if votes.shape != (faces, choices) or (votes < 0).any():
+        raise ValueError(
+            f"votes have shape {votes.shape}, but counts from 0 of shape ({faces}, {choices}) are "
+            "needed."
+        )
+    most = votes.max(axis=1, keepdims=True)
+    rated = most[:, 0] > 0
+    return votes, votes.argmax(axis=1), rated, rated & ((votes == most).sum(axis=1) == 1)
+
+
+# %%
+def votes_text(result: Mapping) -> str:
+    """Return the answer of `vote_agreement` as an aligned table for people."""
+    lines = [f"{'':<32}{'faces':>7}{'label':>9}{'model':>9}{'model is':>10}",
+             f"{'':<32}{'':>7}{'= votes':>9}{'= votes':>9}{'= label':>10}"]  # fmt: skip
+    rows = [{"name": "all", **result}, *result["by_clarity"], *result["per_class"]]
+    for row in rows:
+        cells = (row["label_agrees"], row["prediction_agrees"], row["prediction_right"])
+        shown = ["–" if cell is None else f"{100 * cell:.1f} %" for cell in cells]
+        lines.append(f"{row['name']:<32}{row['n']:>7,}{shown[0]:>9}{shown[1]:>9}{shown[2]:>10}")
+    lines.append(f"left out: {result['tied']:,} with tied votes, {result['unrated']:,} unrated")
+    return "\n".join(lines)
+
+
+# %% [markdown]
+# ## Demo
+# Made-up answers and votes: the votes were drawn from the same chances as the labels, so label and
+# votes disagree where a face is ambiguous.
+
+# %% tags=["active-ipynb"]
+# import numpy as np
+#
+# from fer_helpers.calibration import softmax
+# from fer_helpers.exploration import pick_faces, vote_agreement, votes_text
+#
+# names = ("Anger", "Happy", "Sad")
+# generator = np.random.default_rng(0)
+# scores = 1.5 * generator.normal(size=(600, 3))
+# chances = softmax(scores)
+# labels = np.array([generator.choice(3, p=p) for p in chances])
+# votes = np.array([generator.multinomial(10, p) for p in chances])
+# print(votes_text(vote_agreement(scores.argmax(axis=1), labels, votes, names, names)))
+
+# %% tags=["active-ipynb"]
+# print("most confident mistakes:", pick_faces(chances, labels, how="confident"))
+# print("true Anger, called Happy:", pick_faces(chances, labels, truth=0, prediction=1))

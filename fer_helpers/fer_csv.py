@@ -1,0 +1,197 @@
+"""FER2013 as one CSV file: `fer2013.csv` and `icml_face_data.csv`, read once into a store."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from fer_helpers.layouts import DataError
+from fer_helpers.neighbors import FER_CSV_FILES
+from fer_helpers.store import FORMAT, cached
+
+# The numbers 0..6 of the competition; not alphabetical.
+FER_CSV_ORDER = ("Anger", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
+USAGES = ("Training", "PublicTest", "PrivateTest")
+SIDE = 48  # pixels
+
+
+class FerRow(NamedTuple):
+    """One row of the file: its number from 0, what it says, or why it cannot be read."""
+
+    number: int
+    emotion: str
+    usage: str
+    pixels: bytes
+    problem: str = ""
+
+
+def csv_file(path: Path) -> Path:
+    """The CSV file that a folder or a path means."""
+    if path.is_dir():
+        path = next((path / name for name in FER_CSV_FILES if (path / name).is_file()), path)
+    if not path.is_file():
+        raise DataError(f"there is no {' or '.join(FER_CSV_FILES)} at {path}: give its path")
+    return path
+
+
+def read_rows(path: Path) -> Iterator[FerRow]:
+    """Read the file row by row; columns are found by name, whatever spaces surround it.
+
+    Yields:
+        Rows in order, also those with a `problem`.
+
+    Raises:
+        DataError: the header lacks `emotion`, `pixels` or `Usage`.
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        head = [name.strip().lower() for name in next(rows, [])]
+        if "usage" not in head and {"emotion", "pixels"} <= set(head):
+            raise DataError(
+                f"{path} has no Usage column (it looks like the competition's train.csv), so the "
+                "official split cannot be known: use fer2013.csv or icml_face_data.csv"
+            )
+        if not {"emotion", "pixels", "usage"} <= set(head):
+            raise DataError(
+                f"{path} has the columns {', '.join(head) or '(none)'}, not emotion, pixels and "
+                "Usage: give fer2013.csv or icml_face_data.csv"
+            )
+        emotion, pixels, usage = (head.index(name) for name in ("emotion", "pixels", "usage"))
+        for number, row in enumerate(rows):
+            try:
+                yield _parse(number, row[emotion].strip(), row[usage].strip(), row[pixels])
+            except IndexError:
+                yield FerRow(number, "", "", b"", f"has {len(row)} of {len(head)} columns")
+
+
+def _parse(number: int, emotion: str, usage: str, pixels: str) -> FerRow:
+    problem = ""
+    if emotion not in {str(i) for i in range(7)}:
+        problem = f"emotion is {emotion!r}, not 0..6"
+    elif usage not in USAGES:
+        problem = f"Usage is {usage!r}, not {', '.join(USAGES)}"
+    try:
+        values = bytes(map(int, pixels.split()))
+    except ValueError:
+        values, problem = b"", problem or "a pixel is no number in 0..255"
+    if not problem and len(values) != SIDE * SIDE:
+        problem = f"{len(values):,} pixels, not {SIDE * SIDE:,}"
+    if problem:
+        return FerRow(number, "", "", b"", problem)
+    return FerRow(number, FER_CSV_ORDER[int(emotion)], usage, values)
+
+
+@dataclass(frozen=True, eq=False)
+class FerTable:
+    """The decoded file, one entry per row: M rows.
+
+    Attributes:
+        pixels: uint8 (at least M, 48, 48, 1); rows that cannot be read are zero.
+        hashes: bytes (M,), BLAKE2b hex of the pixels.
+        emotions: str (M,), class names.
+        usages: str (M,), "Training", "PublicTest" or "PrivateTest", "" where unreadable.
+        bad: `{row: reason}`.
+        content_hash: SHA-256 hex over the file's name and bytes.
+    """
+
+    pixels: np.ndarray
+    hashes: np.ndarray
+    emotions: np.ndarray
+    usages: np.ndarray
+    bad: dict[int, str]
+    content_hash: str
+
+
+def read_table(
+    path: Path, cache_dir: str | Path | None = None, progress: bool | None = None
+) -> tuple[FerTable, tuple[str, ...]]:
+    """The whole file, from the cache or read now; and notes on the cache.
+
+    Raises:
+        DataError: wrong columns, no rows, or the file changed while it was being read.
+    """
+
+    def in_memory() -> FerTable:
+        pixels = io.BytesIO()
+        table = _decode(path, pixels, progress)
+        pixels.seek(0)
+        return FerTable(np.load(pixels, allow_pickle=False), **table)
+
+    def write(folder: Path) -> None:
+        with open(folder / "pixels.npy", "wb") as file:
+            table = _decode(path, file, progress)
+        about = {name: table.pop(name) for name in ("bad", "content_hash")}
+        (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+        np.savez(folder / "table.npz", **table)
+
+    def load(entry: Path) -> FerTable:
+        about = json.loads((entry / "about.json").read_text(encoding="utf-8"))
+        with np.load(entry / "table.npz", allow_pickle=False) as file:
+            table = {name: file[name] for name in ("hashes", "emotions", "usages")}
+        bad = {int(row): reason for row, reason in about["bad"].items()}
+        pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        return FerTable(pixels, **table, bad=bad, content_hash=about["content_hash"])
+
+    key = _cache_key(path)
+    table, notes = cached(cache_dir, key, write=write, load=load, in_memory=in_memory)
+    return table, notes
+
+
+def _cache_key(path: Path) -> str:
+    found = path.stat()
+    text = f"csv {FORMAT} {os.path.realpath(path)} {found.st_size} {found.st_mtime_ns}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _decode(path: Path, pixels_file: IO[bytes], progress: bool | None) -> dict:
+    """Write the pixels of every row to an open file; return the other fields of `FerTable`."""
+    before = _cache_key(path)
+    content = hashlib.sha256(path.name.encode() + b"\0")
+    lines = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            content.update(block)
+            lines += block.count(b"\n")
+    head = {"descr": "|u1", "fortran_order": False, "shape": (lines + 1, SIDE, SIDE, 1)}
+    np.lib.format.write_array_header_1_0(pixels_file, head)
+    blank = bytes(SIDE * SIDE)
+    hashes, emotions, usages, bad = [], [], [], {}
+    bar = tqdm(
+        read_rows(path),
+        total=lines - 1,
+        desc=f"Reading {path.name}",
+        unit="img",
+        disable=None if progress is None else not progress,
+    )
+    for row in bar:
+        if row.problem:
+            bad[row.number] = row.problem
+        pixels_file.write(row.pixels or blank)
+        hashes.append(hashlib.blake2b(row.pixels, digest_size=16).hexdigest())
+        emotions.append(row.emotion)
+        usages.append(row.usage)
+    for _ in range(lines + 1 - len(hashes)):  # the header promised this many
+        pixels_file.write(blank)
+    if not hashes:
+        raise DataError(f"{path} has no rows below its header: download it again")
+    if _cache_key(path) != before:
+        raise DataError(
+            f"{path} changed while it was being read: wait until it is complete and start again"
+        )
+    return {
+        "hashes": np.array(hashes, dtype="S32"),
+        "emotions": np.array(emotions),
+        "usages": np.array(usages),
+        "bad": bad,
+        "content_hash": content.hexdigest(),
+    }

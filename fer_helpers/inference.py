@@ -1,0 +1,309 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Inference: faces in, logits out
+#
+# Everything that is scored, drawn or answered passes through one function, so that the accuracy in
+# a table and the answer for a photo come from the same pixels, the same precision and the same
+# views. Nothing here is random: asking twice gives the same numbers.
+
+# %%
+"""Batched forward passes over a set of faces: logits, test-time views, embeddings, attention."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fer_helpers.preprocess import Preprocess
+
+# %% [markdown]
+# ## Device and precision
+#
+# `auto` takes what the hardware is good at: bf16 on processors with bf16 instructions and on
+# Ampere or later, fp16 on older CUDA cards such as Kaggle's T4, fp32 everywhere else.
+
+
+# %%
+class DeviceError(RuntimeError):
+    """The wished device or precision cannot be used here."""
+
+
+def pick_device(wish: str = "auto") -> torch.device:
+    """Turn `DEVICE` into a device that this build of torch can really use.
+
+    Raises:
+        DeviceError: the device is absent, or torch was built without kernels for it, as the
+            image on Kaggle is for the P100.
+    """
+    if wish == "auto":
+        if torch.cuda.is_available():
+            wish = "cuda"
+        else:
+            wish = "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(wish)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(f"DEVICE is '{wish}', but torch sees no CUDA device: use 'auto'.")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise DeviceError(
+                f"DEVICE is '{wish}', but torch sees only {torch.cuda.device_count()}: use 'cuda'."
+            )
+        major, minor = torch.cuda.get_device_capability(device)
+        # Kernels of a lower minor version of the same major run too (NVIDIA's binary rule).
+        built = [int(arch.split("_")[1].rstrip("af")) for arch in torch.cuda.get_arch_list()]
+        if not any(b // 10 == major and b % 10 <= minor for b in built):
+            raise DeviceError(
+                f"This torch has no kernels for {torch.cuda.get_device_name(device)} "
+                f"(sm_{major}{minor}): choose another accelerator (on Kaggle: GPU T4 x2), "
+                "or set DEVICE to 'cpu'."
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("DEVICE is 'mps', but this machine has no Apple GPU: use 'auto'.")
+    return device
+
+
+def _cpu_has_bf16() -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("amx_bf16", found.get("amx_tile")) or found.get("avx512_bf16"))
+    check = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(check and check())
+
+
+def pick_precision(wish: str, device: torch.device) -> str:
+    """Turn `PRECISION` into fp32, bf16 or fp16 for `device`.
+
+    Raises:
+        DeviceError: the precision exists but the device cannot compute in it.
+    """
+    if device.type == "cuda":
+        # Asked of the hardware: `is_bf16_supported` alone counts slow emulation as support.
+        best = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        possible = ("fp32", "fp16", "bf16") if best == "bf16" else ("fp32", "fp16")
+    elif device.type == "cpu":
+        best = "bf16" if _cpu_has_bf16() else "fp32"
+        possible = ("fp32", "bf16")  # bf16 without the instructions is slow, but it is right
+    else:
+        best, possible = "fp32", ("fp32",)
+    if wish == "auto":
+        return best
+    if wish not in possible:
+        raise DeviceError(
+            f"PRECISION '{wish}' does not work on {device.type} here: use {' or '.join(possible)}."
+        )
+    return wish
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Lower precision where it is safe: weights stay fp32, torch chooses per operation."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype)
+
+
+# %% [markdown]
+# ## Logits, with or without views
+#
+# Ten views are the picture and its mirror image, each in the middle and moved by a few pixels to
+# four sides. They are always the same ten; a random crop would score differently each time.
+
+
+# %%
+def _view(batch: Tensor, number: int) -> Tensor:
+    """The `number`-th of ten views of `batch` (N, C, H, W); 0 is the batch itself."""
+    if number % 2:
+        batch = batch.flip(-1)
+    if number < 2:
+        return batch
+    step = max(1, batch.shape[-1] // 24)  # two pixels of 48
+    dy, dx = {1: (-step, 0), 2: (step, 0), 3: (0, -step), 4: (0, step)}[number // 2]
+    padded = nn.functional.pad(batch, (step,) * 4, mode="replicate")
+    height, width = batch.shape[-2:]
+    return padded[..., step + dy : step + dy + height, step + dx : step + dx + width]
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _over_batches(
+    model: nn.Module,
+    faces: Any,
+    preprocess: Preprocess,
+    forward: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    precision: str,
+    progress: bool,
+) -> np.ndarray:
+    device = torch.device(device)
+    read = faces.images if hasattr(faces, "images") else faces.__getitem__
+    parts = []
+    with _evaluating(model):
+        for start in tqdm(
+            range(0, len(faces), batch_size),
+            desc="faces",
+            unit="batch",
+            disable=None if progress else True,
+            leave=False,
+        ):
+            pixels = read(np.arange(start, min(start + batch_size, len(faces))))
+            pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+            batch = preprocess(pixels.permute(0, 3, 1, 2))
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            with autocast(device, precision):
+                parts.append(forward(batch).float().cpu())
+    return torch.cat(parts).numpy() if parts else np.zeros((0, 0), np.float32)
+
+
+def predict_logits(
+    model: nn.Module,
+    faces: Any,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    views: int = 1,
+    progress: bool = False,
+) -> np.ndarray:
+    """Score every face.
+
+    Args:
+        model: on `device`; its training mode is restored afterwards.
+        faces: a `data.FaceSet`, or a uint8 array (N, H, W, C).
+        preprocess: what turns pixels into the model's input.
+        batch_size: faces per forward pass.
+        device: where the model is.
+        precision: fp32, bf16 or fp16.
+        views: 1 for the picture alone; up to 10 averages the probabilities over the first `views`
+            of the ten deterministic views.
+        progress: show a bar where the output is a terminal.
+
+    Returns:
+        float32 (N, K): the logits for one view, else the logarithm of the mean probability, so
+        that a softmax gives probabilities in both cases.
+
+    Raises:
+        ValueError: `views` is not in 1..10.
+    """
+    if not 1 <= views <= 10:
+        raise ValueError(f"views is {views}: there are 1 to 10 deterministic views.")
+
+    def forward(batch: Tensor) -> Tensor:
+        if views == 1:
+            return model(batch)
+        mean = sum(model(_view(batch, v)).float().softmax(1) for v in range(views)) / views
+        return mean.clamp_min(1e-12).log()
+
+    return _over_batches(
+        model,
+        faces,
+        preprocess,
+        forward,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        progress=progress,
+    )
+
+
+# %% [markdown]
+# ## What the network sees on its way
+#
+# The embedding is the pooled feature vector before the head; the attention map is the mask that
+# the spatial attention multiplies its features with.
+
+
+# %%
+def embed(
+    model: nn.Module,
+    faces: Any,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+) -> np.ndarray:
+    """Pooled features of every face: float32 (N, F)."""
+    return _over_batches(
+        model,
+        faces,
+        preprocess,
+        model.embed,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        progress=False,
+    )
+
+
+def attention_maps(
+    model: nn.Module,
+    faces: Any,
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+) -> np.ndarray | None:
+    """The spatial attention's mask for every face: float32 (N, h, w) in 0..1.
+
+    None for a model that has no spatial attention.
+    """
+    one = np.zeros((1, preprocess.size, preprocess.size, preprocess.channels), np.uint8)
+    with _evaluating(model):
+        if model.attention_mask(preprocess(one).to(device)) is None:
+            return None
+    return _over_batches(
+        model,
+        faces,
+        preprocess,
+        lambda batch: model.attention_mask(batch)[:, 0],
+        batch_size=batch_size,
+        device=device,
+        precision="fp32",
+        progress=False,
+    )
+
+
+# %% [markdown]
+# ## Demo
+#
+# An untrained network and a few drawn faces: two passes give the same numbers, and ten views
+# change the answer only a little.
+
+# %% tags=["active-ipynb"]
+# from fer_helpers.demo_faces import draw_face
+# from fer_helpers.models import build_model
+#
+# faces = np.stack([np.asarray(draw_face("Happy", seed, size=48)) for seed in range(4)])
+# torch.manual_seed(0)
+# model = build_model(7, stem="small2", width=16)
+# preprocess = Preprocess(size=48)
+# once = predict_logits(model, faces, preprocess)
+# again = predict_logits(model, faces, preprocess)
+# ten = predict_logits(model, faces, preprocess, views=10)
+# print("logits", once.shape, "| the same twice:", bool((once == again).all()))
+# print("ten views give probabilities that add up to", np.exp(ten).sum(1).round(4))

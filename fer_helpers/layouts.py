@@ -1,0 +1,348 @@
+"""What is on disk: finding a dataset's folders, naming its classes, listing its files."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+EMOTIONS = ("Anger", "Contempt", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+AFFECTNET_CLASSES = EMOTIONS
+FER_CLASSES = tuple(name for name in EMOTIONS if name != "Contempt")
+
+_SPELLINGS = {
+    "Anger": "anger angry angered mad",
+    "Contempt": "contempt contemptuous",
+    "Disgust": "disgust disgusted",
+    "Fear": "fear fearful afraid scared",
+    "Happy": "happy happiness happily joy joyful",
+    "Neutral": "neutral neutrality",
+    "Sad": "sad sadness",
+    "Surprise": "surprise surprised suprise",
+}
+_MEANING = {word: name for name, words in _SPELLINGS.items() for word in words.split()}
+
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin"}
+
+
+class DataError(ValueError):
+    """Something is wrong with a dataset: one sentence says what, where and what to do."""
+
+
+def canonical_emotion(name: str) -> str:
+    """The project's spelling of an emotion, or the name itself when it is none of the eight.
+
+    `"angry"`, `"ANGER"` and `"0_anger"` are all `"Anger"`; `"bored"` stays `"bored"`.
+    """
+    words = re.sub(r"^[\d\W_]+|[\W_]+$", "", name).lower()
+    return _MEANING.get(words, name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder belongs to the system, not to the dataset (`.DS_Store`, ...)."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The files of one split, in the order of their names.
+
+    `names` are posix and begin with the split's role, so they are the same wherever the folder
+    stands; `stamps` is int64 (N, 2): bytes and modification time in nanoseconds; `labels` is
+    int64 (N,), positions in `class_names`.
+    """
+
+    role: str
+    folder: Path
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    stamps: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- finding
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in `folder`, sorted, without hidden ones."""
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not is_hidden(e.name))
+
+
+def split_folder(root: Path, split: str) -> Path | None:
+    """The folder of `root` that holds "train", "val" or "test", whatever its case."""
+    found = [name for name in subfolders(root) if name.lower() in SPLIT_FOLDERS[split]]
+    if len(found) > 1:
+        raise DataError(
+            f"{root} holds {len(found)} folders for {split} ({', '.join(found)}): keep one of them"
+        )
+    return root / found[0] if found else None
+
+
+def holds_split_folders(folder: Path) -> bool:
+    """Whether a folder looks like the root of a dataset with a train folder."""
+    return split_folder(folder, "train") is not None
+
+
+def holds_class_folders(folder: Path) -> bool:
+    """Whether a folder looks like one split: at least one of its folders names an emotion."""
+    return any(canonical_emotion(name) in EMOTIONS for name in subfolders(folder))
+
+
+def find_dataset(
+    path: str | Path,
+    parameter: str,
+    accepts: Callable[[Path], bool] = holds_split_folders,
+    attach: str = "",
+) -> Path:
+    """The folder that `path` means, probing the forms in which Kaggle mounts a dataset.
+
+    Kaggle mounts `owner/slug` at `/kaggle/input/slug` or `/kaggle/input/datasets/owner/slug`, and
+    the wanted folder may be nested once more. Tried in this order: the path itself, its folders,
+    and for a path below `kaggle/input` the same with the other mounts.
+
+    Args:
+        path: what the user wrote, a folder.
+        parameter: name of the parameter that holds it, for the error.
+        accepts: says whether a folder that exists looks like the wanted one.
+        attach: `owner/slug` to attach on Kaggle, for the error.
+
+    Returns:
+        The first folder accepted; `path` itself if it exists but nothing is accepted (the
+        listing then says what it lacks).
+
+    Raises:
+        DataError: nothing is there; names the parameter, the paths tried and the nearest folder.
+    """
+    if not str(path).strip():
+        raise DataError(f"{parameter} is empty: set it to the folder of the dataset")
+    path = Path(path).expanduser()
+    if path.is_file():
+        raise DataError(f"{parameter} is the file {path}: unzip it and give the folder")
+    tried = list(dict.fromkeys(_candidates(path)))
+    for candidate in tried:
+        if candidate.is_dir() and accepts(candidate):
+            return candidate
+    if path.is_dir():
+        return path
+    where = "attach the dataset" + (f" {attach!r}" if attach else "") + f" or set {parameter}"
+    hint = where if _below_kaggle(path) else f"set {parameter} to the folder of the dataset"
+    raise DataError(
+        f"{parameter}: there is no folder {path} (tried {', '.join(map(str, tried))}; "
+        f"{_nearest(path)}): {hint}"
+    )
+
+
+def _below_kaggle(path: Path) -> int:
+    """Number of leading parts up to and including `kaggle/input`, 0 if it is not below it."""
+    parts = path.parts
+    ends = [i + 2 for i in range(len(parts) - 2) if parts[i : i + 2] == ("kaggle", "input")]
+    return ends[0] if ends else 0
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    yield path
+    if path.is_dir():
+        yield from (path / name for name in subfolders(path))
+    end = _below_kaggle(path)
+    if not end:
+        return
+    base, rest = Path(*path.parts[:end]), path.parts[end:]
+    if rest[0] == "datasets" and len(rest) >= 3:
+        slug, below = rest[2], Path(*rest[3:])
+    else:
+        slug, below = rest[0], Path(*rest[1:])
+    for mount in (base / slug, *sorted(base.glob(f"datasets/*/{slug}"))):
+        yield mount / below
+        if mount.is_dir():
+            yield from (mount / name / below for name in subfolders(mount))
+            if (mount / below).is_dir():
+                yield from (mount / below / name for name in subfolders(mount / below))
+
+
+def _nearest(path: Path) -> str:
+    parent = path
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    missing = path.relative_to(parent).parts[0] if parent != path else ""
+    try:
+        folders = subfolders(parent)
+    except OSError:
+        folders = []
+    lower = {name.lower(): name for name in folders}
+    close = difflib.get_close_matches(missing.lower(), list(lower), n=1, cutoff=0.6)
+    nearest = parent / lower[close[0]] if close else parent
+    return f"the nearest that exists is {nearest}"
+
+
+# ---------------------------------------------------------------- listing
+
+
+def walk_files(folder: Path) -> tuple[list[tuple[str, str, int, int]], int, int]:
+    """All files below a folder, once each, however its links are tied.
+
+    Returns:
+        Sorted `(name below the folder, path, bytes, time in ns)`, the number of hidden or system
+        files left out, and the number of folder links that lead back (not followed).
+    """
+    files, hidden, loops = [], 0, 0
+    seen = {os.path.realpath(folder)}
+    todo = [(str(folder), "")]
+    while todo:
+        place, below = todo.pop()
+        for entry in os.scandir(place):
+            if is_hidden(entry.name):
+                hidden += 1
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real in seen:
+                    loops += 1
+                else:
+                    seen.add(real)
+                    todo.append((entry.path, f"{below}{entry.name}/"))
+            else:
+                size, time = _stamp(entry)
+                name = unicodedata.normalize("NFC", below + entry.name)
+                files.append((name, entry.path, size, time))
+    return sorted(files), hidden, loops
+
+
+def _stamp(entry: os.DirEntry) -> tuple[int, int]:
+    try:
+        found = entry.stat()
+    except OSError:  # a link to nowhere: reading it says so, file by file
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def match_classes(
+    folders: Iterable[str],
+    role: str,
+    folder: Path,
+    expected: Sequence[str] | None,
+    usual: Iterable[str],
+) -> tuple[dict[str, str], list[str]]:
+    """Class folders -> class names, matched by meaning.
+
+    Args:
+        folders: names found on disk.
+        role: which split this is, for messages.
+        folder: where they were found, for messages.
+        expected: class names that must all be there and no others; None takes what is there.
+        usual: folder names that need no note.
+
+    Returns:
+        `{folder name: class name}` and notes on the folders that are spelled differently.
+
+    Raises:
+        DataError: a class is missing, unknown or there twice, or there is only one.
+    """
+    names = {name: canonical_emotion(name) for name in sorted(folders)}
+    twice = sorted({c for c in names.values() if list(names.values()).count(c) > 1})
+    if twice:
+        both = [name for name, c in names.items() if c == twice[0]]
+        raise DataError(
+            f"{role} in {folder} has {len(both)} folders for {twice[0]} ({', '.join(both)}): "
+            "merge them into one"
+        )
+    if expected is not None:
+        extra = [name for name, c in names.items() if c not in expected]
+        missing = [c for c in expected if c not in names.values()]
+        if extra or missing:
+            wrong = [f"lacks {', '.join(missing)}"] if missing else []
+            wrong += [f"has unknown class folders ({', '.join(extra)})"] if extra else []
+            raise DataError(
+                f"{role} in {folder} {' and '.join(wrong)}: it must hold exactly the "
+                f"{len(expected)} class folders {', '.join(expected)} (unzip again if it stopped "
+                "half-way, move anything else out)"
+            )
+    if len(names) < 2:
+        what = f"only one class folder ({next(iter(names))})" if names else "no class folders"
+        raise DataError(f"{role} in {folder} has {what}: a classifier needs at least two classes")
+    usual = set(usual)
+    renamed = [f"{name} as {c}" for name, c in names.items() if name not in usual and name != c]
+    notes = [f"{role}: read the class folders {', '.join(renamed)}"] if renamed else []
+    return names, notes
+
+
+def list_class_folders(
+    folder: Path,
+    role: str,
+    parameter: str,
+    expected: Sequence[str] | None = None,
+    usual: Iterable[str] = (),
+) -> Listing:
+    """List one split that is stored as one folder per class.
+
+    Hidden and system files are left out and counted in the notes; files of any other kind are
+    listed, so that reading them says what is wrong with them.
+
+    Raises:
+        DataError: class folders are missing, empty, unknown or there twice.
+    """
+    try:
+        found = subfolders(folder)
+    except OSError as error:
+        raise DataError(f"{parameter}: {folder} cannot be listed ({error.strerror})") from error
+    if not found:
+        raise DataError(
+            f"{parameter}: {folder} holds no class folders: it should hold one folder per emotion"
+        )
+    classes, notes = match_classes(found, role, folder, expected, usual)
+    class_names = tuple(sorted(classes.values()))
+    files, labels, hidden, loops = [], [], 0, 0
+    for name, emotion in classes.items():
+        inside, skipped, circles = walk_files(folder / name)
+        if not inside:
+            raise DataError(
+                f"{role}: the class folder {folder / name} is empty: unzip the dataset again or "
+                "remove the class everywhere"
+            )
+        files += [(f"{role}/{unicodedata.normalize('NFC', name)}/{f[0]}", *f[1:]) for f in inside]
+        labels += [class_names.index(emotion)] * len(inside)
+        hidden, loops = hidden + skipped, loops + circles
+    beside = [e.name for e in os.scandir(folder) if not e.is_dir() or is_hidden(e.name)]
+    hidden += sum(is_hidden(name) for name in beside)
+    loose = sum(not is_hidden(name) for name in beside)
+    for count, what in (
+        (hidden, "hidden or system files ignored"),
+        (loops, "folder links that lead back not followed"),
+        (loose, "files beside the class folders ignored"),
+    ):
+        if count:
+            notes.append(f"{role}: {count} {what}")
+    return make_listing(role, folder, files, labels, class_names, notes)
+
+
+def make_listing(
+    role: str,
+    folder: Path,
+    files: Sequence[tuple[str, str, int, int]],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    notes: Iterable[str] = (),
+) -> Listing:
+    """Put `(name, path, bytes, time)` and labels in the order of the names."""
+    order = sorted(range(len(files)), key=lambda i: files[i][0])
+    return Listing(
+        role=role,
+        folder=folder,
+        paths=tuple(files[i][1] for i in order),
+        names=tuple(files[i][0] for i in order),
+        stamps=np.array([files[i][2:] for i in order], dtype=np.int64).reshape(-1, 2),
+        labels=np.array([labels[i] for i in order], dtype=np.int64),
+        class_names=tuple(class_names),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,363 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The model card
+#
+# Written by no hand: every number in it is read from the run folder, so it cannot promise more than
+# was measured. The sections follow Mitchell et al. 2019, *Model Cards for Model Reporting*.
+
+# %%
+"""The model card of a run, written from the files of its folder and from nothing else."""
+
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from fer_helpers.comparison import RunRecord, read_run
+from fer_helpers.confusions import top_confusions
+from fer_helpers.runs import Run, write_file
+
+# %% [markdown]
+# ## Names and numbers
+
+
+# %%
+def escape(text: Any) -> str:
+    """Make any name harmless in Markdown and in the HTML that is rendered from it.
+
+    Folder, class and file names come from outside; `<`, `&`, `|`, `$` and Markdown's own signs
+    become entities, line breaks become spaces.
+    """
+    escaped = html.escape(" ".join(str(text).split()), quote=False)
+    escaped = re.sub(r"[|$*`~\[\]\\]", lambda sign: f"&#{ord(sign[0])};", escaped)
+    # Inside a word an underscore is only an underscore.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", escaped)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _with_interval(numbers: Mapping[str, Any], name: str) -> str:
+    interval = numbers.get(f"{name}_interval")
+    if not interval:
+        return f"{_percent(numbers[name])} (no interval)"
+    return f"{_percent(numbers[name])} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def _share(count: int, total: int) -> str:
+    """A share with its Wilson interval (Wilson 1927), which also holds for few pictures."""
+    if not total:
+        return "–"
+    bounds = stats.binomtest(int(count), int(total)).proportion_ci(method="wilson")
+    return f"{_percent(count / total)} [{100 * bounds.low:.1f}, {100 * bounds.high:.1f}]"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    lines += [" | ".join(str(cell) for cell in row) for row in rows]
+    return ["", *(f"| {line} |" for line in lines), ""]
+
+
+def _where(stamp: Mapping[str, Any]) -> str:
+    return escape(f"{stamp['dataset']} {stamp['split']}")
+
+
+def model_card(run: Run | str | Path) -> str:
+    """Write `MODEL_CARD.md` from `metrics.json`, `params.yaml` and `predictions.csv`; returns it.
+
+    On drawn faces every line with a number carries the word *drawn*.
+
+    Args:
+        run: The run or its folder.
+
+    Raises:
+        RunError: The folder cannot be read as a run, or not be written.
+    """
+    record = read_run(run.folder if isinstance(run, Run) else run)
+    results = record.metrics["results"]
+    shown = [result for result in results if result["headline"]] or results[:1]
+    lines = [f"# Model card: {escape(record.name)}", ""]
+    if record.origin == "drawn":
+        lines += [
+            "> **Made from drawn faces.** This model was trained and scored on drawings. Its "
+            "numbers say whether the workflow works; they say nothing about people.",
+            "",
+        ]
+    lines += [
+        *_what_it_is(record),
+        *_data_and_terms(record),
+        *_scores(results),
+        *_where_it_fails(record, shown),
+        *_other_datasets(record),
+        "## What is not known",
+        "",
+        "- No demographic labels exist here; nothing is known about groups: not about age, sex, "
+        "skin color or culture. An average can hide that one group is served badly.",
+        "- A label says what somebody saw in a face, not what the person felt.",
+        "",
+        *_how_it_was_made(record),
+    ]
+    if record.origin == "drawn":
+        lines = [_say_drawn(line) for line in lines]
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+    write_file(record.folder / "MODEL_CARD.md", text)
+    return text
+
+
+def _say_drawn(line: str) -> str:
+    """Put *drawn* into a line that has a number and does not say it."""
+    bare = re.sub(r"&#\d+;|\[95 %\]", "", line)  # signs, and the heads of tables
+    if not re.search(r"\d", bare) or "drawn" in line.lower():
+        return line
+    if line.startswith("| "):
+        first, rest = line[2:].split(" |", 1)
+        return f"| {first} (drawn) |{rest}"
+    return f"{line} (drawn)"
+
+
+# %%
+def _what_it_is(record: RunRecord) -> list[str]:
+    names = record.metrics["results"][0]["class_names"]
+    parts = {
+        "Network": ("BACKBONE", "ATTENTION", "PRETRAINED"),
+        "Input": ("IMAGE_SIZE", "INPUT_CHANNELS"),
+        "Training": ("PHASES", "LOSS", "OPTIMIZER", "SCHEDULE", "SEED"),
+    }
+    lines = ["## What it is", ""]
+    for title, keys in parts.items():
+        known = [f"{key} = {escape(record.params[key])}" for key in keys if key in record.params]
+        if known:
+            lines.append(f"- {title}: {'; '.join(known)}")
+    return [
+        *lines,
+        f"- Classes: {', '.join(map(escape, names))}",
+        "- Every parameter stands in `params.yaml`."
+        + ("" if record.finished else " **The run is not marked as finished.**"),
+        "",
+        "## What it is for, and what not",
+        "",
+        "- Intended: learning how such a classifier is built and measured, research on it, and "
+        "playing with one's own photos.",
+        "- **Not for deciding about people**: not for hiring, teaching, policing, insurance, "
+        "health, border control or attention monitoring, alone or as one sign among many.",
+        "- One face, cropped, roughly frontal, is what it expects; anything else is a guess.",
+        "",
+    ]
+
+
+def _data_and_terms(record: RunRecord) -> list[str]:
+    stamps = [result["stamp"] for result in record.metrics["results"]]
+    lines = ["## Data and terms", ""]
+    if record.origin == "drawn":
+        lines.append("- The faces are drawn by this project; no third party has rights in them.")
+    for dataset in sorted({stamp["dataset"] for stamp in stamps}):
+        if record.origin == "drawn":
+            terms = "drawn faces in the folder layout of that dataset, not its pictures"
+        elif "affectnet" in dataset.casefold():
+            terms = "for research only, by the terms of AffectNet; a model made from it is too"
+        elif "fer2013" in dataset.casefold():
+            terms = "its terms were not verified; ask before using the model for more than research"
+        else:
+            terms = "its terms were not verified"
+        hashes = sorted({s["content_hash"][:12] for s in stamps if s["dataset"] == dataset})
+        content = ", ".join(map(escape, hashes))
+        lines.append(f"- {escape(dataset)}: {terms}. Content hash {content}.")
+    return [*lines, "- The pictures themselves are not passed on.", ""]
+
+
+def _scores(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for result in results:
+        stamp, numbers, twin = result["stamp"], result["numbers"], result["leak_free"]
+        rows.append(
+            (
+                _where(stamp) + (" **(headline)**" if result["headline"] else ""),
+                f"{stamp['n']:,}",
+                stamp["views"],
+                _with_interval(numbers, "accuracy"),
+                f"{_with_interval(twin, 'accuracy')}, n = {twin['n']:,}"
+                if twin
+                else "not computed",
+                _with_interval(numbers, "macro_f1"),
+                escape(stamp["selection_set"]),
+                escape(stamp["note"]) or "–",
+            )
+        )
+    head = ("set", "n", "views", "accuracy [95 %]", "leak-free accuracy [95 %]", "macro-F1 [95 %]")
+    return [
+        "## Scores, and how they were taken",
+        "",
+        "The epoch was chosen on the set named under *chosen on*; where a score contains that set, "
+        "its note says so. *Leak-free* leaves out the pictures that also stand in train. More than "
+        "one *view* means an average over flips and shifts.",
+        *_table((*head, "chosen on", "note"), rows),
+    ]
+
+
+# %%
+def _where_it_fails(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["## Where it fails", ""]
+    for result in results:
+        names, numbers = result["class_names"], result["numbers"]
+        place = f"{_where(result['stamp'])}, n = {result['stamp']['n']:,}"
+        lines += [f"### {place}", "", *_class_lines(result)]
+        if numbers["never_predicted"]:
+            absent = ", ".join(map(escape, numbers["never_predicted"]))
+            lines += [f"Never predicted on this set: {absent}.", ""]
+        confusion = np.asarray(numbers["confusion"])
+        totals = dict(zip(names, confusion.sum(axis=1).tolist(), strict=True))
+        worst = top_confusions(confusion, names, k=5, above=0.0)
+        rows = [
+            (
+                f"{escape(cell['truth'])} → {escape(cell['prediction'])}",
+                cell["count"],
+                totals[cell["truth"]],
+                _share(cell["count"], totals[cell["truth"]]),
+            )
+            for cell in worst
+        ]
+        if rows:
+            lines += [
+                "Worst confusions:",
+                *_table(("truth → prediction", "n", "of", "share"), rows),
+            ]
+        lines += _confident_mistakes(record, result["stamp"])
+    return [*lines, *_slices(record)]
+
+
+def _class_lines(result: Mapping[str, Any]) -> list[str]:
+    twin = result["leak_free"]
+    confusion = np.asarray(result["numbers"]["confusion"])
+    rows = []
+    for index, name in enumerate(result["class_names"]):
+        row = result["numbers"]["per_class"][name]
+        right, truth, predicted = (
+            confusion[index, index],
+            confusion[index].sum(),
+            confusion[:, index].sum(),
+        )
+        rest = "–"
+        if twin:
+            kept = np.asarray(twin["confusion"])[index]
+            rest = f"{_share(kept[index], kept.sum())}, n = {kept.sum():,}"
+        rows.append(
+            (
+                escape(name),
+                row["support"],
+                _share(right, truth),
+                rest,
+                _share(right, predicted),
+                _percent(row["f1"]),
+            )
+        )
+    head = ("class", "n", "recall [95 %]", "leak-free recall [95 %]", "precision [95 %]", "F1")
+    return _table(head, sorted(rows, key=lambda row: row[0]))
+
+
+def _confident_mistakes(record: RunRecord, stamp: Mapping[str, Any]) -> list[str]:
+    table = record.predictions
+    if table.empty:
+        return []
+    table = table[(table["dataset"] == stamp["dataset"]) & (table["split"] == stamp["split"])]
+    wrong = table[table["truth"] != table["prediction"]]
+    if wrong.empty:
+        return []
+    columns = [name for name in wrong.columns if name.startswith("p_")]
+    sure = int((wrong[columns].max(axis=1) >= 0.9).sum())
+    share = _share(sure, len(wrong))
+    return [f"Wrong and at least 90 % sure: {sure} of {len(wrong)} mistakes, {share}.", ""]
+
+
+def _slices(record: RunRecord) -> list[str]:
+    lines: list[str] = []
+    robustness = record.metrics.get("robustness")
+    if robustness:
+        accuracy, stamp = robustness["accuracy"], robustness["stamp"]
+        levels = max(map(len, accuracy.values()))
+        # Half the width of a 95 % interval for a share near one half: the widest one there is.
+        margin = 98 / math.sqrt(stamp["n"])
+        lines += [
+            f"### When the picture gets worse: {_where(stamp)}, n = {stamp['n']:,}",
+            "",
+            f"Accuracy at growing severity (0: untouched); each number ± {margin:.1f} at most.",
+            *_table(
+                ("damage", *map(str, range(levels))),
+                [(escape(name), *map(_percent, row)) for name, row in sorted(accuracy.items())],
+            ),
+        ]
+    for kind, parts in sorted(record.metrics.get("slices", {}).items()):
+        rows = [
+            (escape(name), f"{part['n']:,}", _with_interval(part, "accuracy"))
+            for name, part in parts.items()
+        ]
+        lines += [f"### By {escape(kind)}", *_table((escape(kind), "n", "accuracy [95 %]"), rows)]
+    measured = {*(robustness or {"accuracy": {}})["accuracy"], *record.metrics.get("slices", {})}
+    missing = [name for name in ("blur", "pose", "size") if name not in measured]
+    if missing:
+        lines += [f"Not measured in this run: {', '.join(missing)}.", ""]
+    return lines
+
+
+def _other_datasets(record: RunRecord) -> list[str]:
+    rows = [
+        (
+            _where(row["stamp"]) + (" (*seen*)" if row["seen"] else ""),
+            f"{row['stamp']['n']:,}",
+            ", ".join(map(escape, row["class_names"])),
+            _with_interval(row["numbers"], "accuracy"),
+            escape(row["seen"]) or "not seen in any phase",
+        )
+        for row in record.metrics.get("cross_dataset", [])
+    ]
+    head = ("set", "n", "shared classes", "accuracy [95 %]", "seen?")
+    return ["## Other datasets", *_table(head, rows)] if rows else []
+
+
+def _how_it_was_made(record: RunRecord) -> list[str]:
+    stamps = [result["stamp"] for result in record.metrics["results"]]
+    versions = "; ".join(f"{k} {escape(v)}" for k, v in sorted(stamps[0]["versions"].items()))
+    facts = {
+        "Code": {stamp["code"] for stamp in stamps},
+        "Device": {f"{stamp['device']}, {stamp['precision']}" for stamp in stamps},
+        "Seed": {str(stamp["seed"]) for stamp in stamps},
+    }
+    return [
+        "## How it was made",
+        "",
+        *(f"- {title}: {', '.join(map(escape, sorted(seen)))}" for title, seen in facts.items()),
+        f"- Versions: {versions}",
+        "",
+        "Written from `metrics.json`, `params.yaml` and `predictions.csv` of this folder.",
+    ]
+
+
+# %% [markdown]
+# ## Demo
+#
+# The card of a *made-up* run, as Markdown shows it.
+
+# %% tags=["active-ipynb"]
+# import tempfile
+#
+# from IPython.display import Markdown
+#
+# from fer_helpers.comparison import write_made_up_run
+# from fer_helpers.model_card import model_card
+#
+# with tempfile.TemporaryDirectory() as scratch:
+#     text = model_card(write_made_up_run(scratch, "made-up run"))
+# # The last section names versions and commit, which change; here it is left out.
+# Markdown(text.split("## How it was made")[0])

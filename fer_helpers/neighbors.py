@@ -1,0 +1,345 @@
+"""The layouts beside the two main ones: RAF-DB, CK+48, label tables, numbered and plain folders."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fer_helpers.layouts import (
+    EMOTIONS,
+    DataError,
+    Listing,
+    canonical_emotion,
+    is_hidden,
+    list_class_folders,
+    make_listing,
+    split_folder,
+    subfolders,
+    walk_files,
+)
+
+FER_CSV_FILES = ("icml_face_data.csv", "fer2013.csv")
+LABEL_TABLES = ("labels.csv", "label.csv")
+RAF_TABLES = ("train_labels.csv", "test_labels.csv", "list_patition_label.txt")
+
+# The numbers 1..7 of RAF-DB, as its own documentation gives them.
+RAF_ORDER = ("Surprise", "Fear", "Disgust", "Happy", "Sad", "Anger", "Neutral")
+_RAF_NAME = re.compile(r"(train|test)_\d+(_aligned)?\.\w+$")
+_CK_NAME = re.compile(r"S\d{3}_\d{3}_\d{8}\.\w+$")
+
+LAYOUTS = {
+    "fer2013": "FER2013 as Kaggle folders",
+    "fer2013-csv": "FER2013 as one CSV file",
+    "affectnet": "AffectNet-8 folders",
+    "raf-db": "RAF-DB: aligned pictures and label lists",
+    "ckplus": "CK+48: three frames of each sequence",
+    "labels-csv": "pictures with a table of labels",
+    "folders": "one folder per class",
+}
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What stands in a folder: a key of `LAYOUTS`, the dataset's name, and where it begins."""
+
+    layout: str
+    dataset: str
+    root: Path
+
+
+def recognize(folder: Path) -> Recognized | None:
+    """Say which layout stands in `folder`, from what is on disk; None if it is none of them.
+
+    Raises:
+        DataError: a layout that is known and not read (YOLO text labels).
+    """
+    train = split_folder(folder, "train")
+    names = set(itertools.islice(_file_names(train or folder), 200))
+    if train and {"images", "labels"} <= {name.lower() for name in subfolders(train)}:
+        raise DataError(
+            f"{folder} is in YOLO format (labels in text files beside the images), which is not "
+            "read here: use a release of the dataset with one folder per class"
+        )
+    raf = sum(bool(_RAF_NAME.match(name)) for name in names)
+    if _raf_tables(folder) and raf and raf >= len(names) // 2:
+        return Recognized("raf-db", "RAF-DB", folder)
+    if _label_table(folder):
+        return Recognized("labels-csv", folder.name, folder)
+    if train:
+        if any(name.startswith("Training_") for name in names):
+            return Recognized("fer2013", "FER2013", folder)
+        classes = sorted(canonical_emotion(name) for name in subfolders(train))
+        if classes == list(EMOTIONS) and (
+            split_folder(folder, "val") or split_folder(folder, "test")
+        ):
+            return Recognized("affectnet", "AffectNet", folder)
+        if len(classes) > 1 or raf:
+            return Recognized("folders", "RAF-DB" if raf else folder.name, folder)
+    if any((folder / name).is_file() for name in FER_CSV_FILES):
+        return Recognized("fer2013-csv", "FER2013", folder)
+    inside = subfolders(folder)
+    if len(inside) > 1 and all(_holds_files(folder / name) for name in inside):
+        if names and sum(bool(_CK_NAME.match(name)) for name in names) > len(names) // 2:
+            return Recognized("ckplus", "CK+48", folder)
+        return Recognized("folders", folder.name, folder)
+    return None
+
+
+def _file_names(folder: Path) -> Iterator[str]:
+    for _, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        # A few per folder: names of one class alone would not tell the layout.
+        yield from [name for name in sorted(files) if not is_hidden(name)][:20]
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(not e.is_dir() and not is_hidden(e.name) for e in os.scandir(folder))
+
+
+def _label_table(folder: Path) -> Path | None:
+    return next((folder / name for name in LABEL_TABLES if (folder / name).is_file()), None)
+
+
+def _raf_tables(folder: Path) -> list[Path]:
+    places = (folder, folder / "EmoLabel", folder / "basic" / "EmoLabel")
+    return [place / name for place in places for name in RAF_TABLES if (place / name).is_file()]
+
+
+# ---------------------------------------------------------------- listing
+
+
+def lister(found: Recognized, order: str | Sequence[str] | None) -> Callable[[], dict]:
+    """Build the function that lists a recognized dataset: `{"train": Listing, ...}`.
+
+    Args:
+        found: what was recognized, any layout but "fer2013" and "fer2013-csv".
+        order: class names in the order of the dataset's numbers, where it has numbers; a text
+            is split at commas and blanks.
+    """
+    words = order.replace(",", " ").split() if isinstance(order, str) else list(order or [])
+    names = [canonical_emotion(word) for word in words]
+    if len(set(names)) < len(names):
+        raise DataError(f"the label order {' '.join(names)} names a class twice: name each once")
+    make = {"raf-db": _list_raf, "labels-csv": _list_table}.get(found.layout, _list_folders)
+    return lambda: make(found, names)
+
+
+def _list_folders(found: Recognized, order: list[str]) -> dict[str, Listing]:
+    folders = {role: split_folder(found.root, role) for role in ("train", "val", "test")}
+    if folders["train"] is None:
+        folders = {"train": found.root, "val": None, "test": None}
+    expected = EMOTIONS if found.layout == "affectnet" else None
+    if expected is None and all(name.isdigit() for name in subfolders(folders["train"])):
+        return _list_numbered(found, folders, order)
+    listings = {
+        role: list_class_folders(folder, role, "the dataset folder", expected)
+        for role, folder in folders.items()
+        if folder is not None
+    }
+    _same_classes(listings)
+    return listings
+
+
+def _list_numbered(found: Recognized, folders: dict, order: list[str]) -> dict[str, Listing]:
+    numbers = sorted(subfolders(folders["train"]), key=int)
+    if not order and found.dataset == "RAF-DB":
+        order = list(RAF_ORDER)
+    meaning = _meaning(numbers, order, folders["train"])
+    listings = {}
+    for role, folder in folders.items():
+        if folder is None:
+            continue
+        if sorted(subfolders(folder), key=_as_number) != numbers:
+            raise DataError(
+                f"{role} in {folder} does not hold the folders {', '.join(numbers)} of train: "
+                "unzip the dataset again"
+            )
+        files, labels, notes = _gather(folder, role)
+        emotions = [meaning[name.split("/")[1]] for name in labels]
+        listings[role] = _named(role, folder, files, emotions, notes)
+    read = ", ".join(f"{number} as {name}" for number, name in meaning.items())
+    first = listings["train"]
+    listings["train"] = make_listing(
+        first.role,
+        first.folder,
+        list(zip(first.names, first.paths, *first.stamps.T.tolist(), strict=True)),
+        first.labels,
+        first.class_names,
+        (*first.notes, f"read the numbered folders {read}"),
+    )
+    return listings
+
+
+def _as_number(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdigit() else (-1, name)
+
+
+def _gather(folder: Path, role: str) -> tuple[list, list[str], list[str]]:
+    """Every file below a folder, named from its role; names again; notes."""
+    found, hidden, loops = walk_files(folder)
+    files = [(f"{role}/{name}", *rest) for name, *rest in found]
+    notes = [f"{role}: {hidden} hidden or system files ignored"] if hidden else []
+    notes += [f"{role}: {loops} folder links that lead back not followed"] if loops else []
+    loose = [file for file in files if file[0].count("/") < 2]
+    notes += [f"{role}: {len(loose)} files beside the class folders ignored"] if loose else []
+    files = [file for file in files if file[0].count("/") >= 2]
+    return files, [file[0] for file in files], notes
+
+
+def _meaning(numbers: Sequence[str], order: list[str], where: Path) -> dict[str, str]:
+    if not order:
+        raise DataError(
+            f"{where} labels its pictures with the numbers {', '.join(numbers)}, and their "
+            "meaning differs between releases: which emotion is each? Give the names in their "
+            "order as `order`, for the official AffectNet order 'neutral happy sad surprise fear "
+            "disgust anger contempt'"
+        )
+    if len(order) != len(numbers):
+        raise DataError(
+            f"{where} has {len(numbers)} numbers ({', '.join(numbers)}) but the label order has "
+            f"{len(order)} names ({', '.join(order)}): give one name for each number"
+        )
+    return dict(zip(numbers, order, strict=True))
+
+
+def _named(role, folder, files, emotions: Sequence[str], notes) -> Listing:
+    classes = tuple(sorted(set(emotions)))
+    if len(classes) < 2:
+        raise DataError(
+            f"{role} in {folder} has {len(classes)} class: a classifier needs at least two"
+        )
+    return make_listing(role, folder, files, [classes.index(e) for e in emotions], classes, notes)
+
+
+def _same_classes(listings: dict[str, Listing]) -> None:
+    first = listings["train"]
+    for role, listing in listings.items():
+        if listing.class_names != first.class_names:
+            odd = sorted(set(listing.class_names) ^ set(first.class_names))
+            raise DataError(
+                f"train and {role} in {first.folder.parent} do not have the same classes "
+                f"({', '.join(odd)} in only one of them): make their class folders equal"
+            )
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _read_rows(table: Path, delimiter: str = ",") -> list[list[str]]:
+    text = table.read_text(encoding="utf-8-sig", errors="replace")
+    return [
+        [cell.strip() for cell in row]
+        for row in csv.reader(text.splitlines(), delimiter=delimiter)
+        if row
+    ]
+
+
+def _list_raf(found: Recognized, order: list[str]) -> dict[str, Listing]:
+    """RAF-DB: `train_00001_aligned.jpg` and lists of `train_00001.jpg` with 1..7."""
+    numbers = {}
+    for table in _raf_tables(found.root):
+        for name, number, *_ in _read_rows(table, "," if table.suffix == ".csv" else " "):
+            if _RAF_NAME.match(name):
+                numbers[name.replace("_aligned", "").rsplit(".", 1)[0]] = number
+    meaning = _meaning(sorted(set(numbers.values())), order or list(RAF_ORDER), found.root)
+    every, hidden, _ = walk_files(found.root)
+    pictures = [file for file in every if _RAF_NAME.match(file[0].rsplit("/", 1)[-1])]
+    aligned = [file for file in pictures if "_aligned." in file[0]]
+    listings, unlisted = {}, 0
+    for role in ("train", "test"):
+        files, emotions = [], []
+        for file in aligned or pictures:
+            base = file[0].rsplit("/", 1)[-1]
+            number = numbers.get(base.replace("_aligned", "").rsplit(".", 1)[0])
+            unlisted += number is None and base.startswith(role)
+            if number is not None and base.startswith(role):
+                files.append((f"{role}/{base}", *file[1:]))
+                emotions.append(meaning[number])
+        notes = [f"{hidden} hidden or system files ignored"] if hidden and role == "train" else []
+        if files:
+            listings[role] = _named(role, found.root, files, emotions, notes)
+    _complete(listings, found.root, unlisted, len(numbers))
+    return listings
+
+
+def _complete(listings: dict[str, Listing], root: Path, unlisted: int, rows: int) -> None:
+    count = sum(len(listing.names) for listing in listings.values())
+    if "train" not in listings or unlisted or count < rows:
+        raise DataError(
+            f"{root}: {rows} labels, {count} pictures with a label and {unlisted} pictures "
+            "without one do not fit together: unzip the dataset again or repair its label table"
+        )
+    _same_classes(listings)
+
+
+def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
+    """Pictures whose label stands in `labels.csv`, whatever folder they are in."""
+    table = _label_table(found.root)
+    head, *rows = _read_rows(table)
+    columns = [name.lower() for name in head]
+    try:
+        path_column = next(i for i, name in enumerate(columns) if name in _PATH_COLUMNS)
+        label_column = next(i for i, name in enumerate(columns) if name in _LABEL_COLUMNS)
+    except StopIteration:
+        raise DataError(
+            f"{table} has the columns {', '.join(head)}: it needs one named path (or pth, image, "
+            "file) and one named label (or emotion)"
+        ) from None
+    labels = {_plain(row[path_column]): row[label_column] for row in rows if len(row) == len(head)}
+    values = sorted(set(labels.values()), key=_as_number)
+    if all(value.isdigit() for value in values):
+        meaning = _meaning(values, order, table)
+    else:
+        meaning = {value: canonical_emotion(value) for value in values}
+
+    folders = {role: split_folder(found.root, role) for role in ("train", "val", "test")}
+    if folders["train"] is None:
+        folders = {"train": found.root, "val": None, "test": None}
+    listings, unlisted, moved = {}, 0, 0
+    for role, folder in folders.items():
+        if folder is None:
+            continue
+        files, names, notes = _gather(folder, role)
+        known, emotions = [], []
+        for file, name in zip(files, names, strict=True):
+            below = name.split("/", 1)[1]
+            label = labels.get(_plain(below)) or labels.get(_plain(f"{folder.name}/{below}"))
+            if label is None:
+                unlisted += 1
+                continue
+            known.append(file)
+            emotions.append(meaning[label])
+            moved += canonical_emotion(below.split("/")[0]) != meaning[label]
+        if moved and role == "train":
+            notes.append(f"the label table overrules the folder of {moved} training pictures")
+        listings[role] = _named(role, folder, known, emotions, notes)
+    _complete(listings, found.root, unlisted, len(labels))
+    return listings
+
+
+_PATH_COLUMNS = ("pth", "path", "image", "file", "filename", "filepath")
+_LABEL_COLUMNS = ("label", "emotion", "class")
+
+
+def _plain(path: str) -> str:
+    """A path as a table and a disk can agree on it."""
+    text = unicodedata.normalize("NFC", path.replace("\\", "/")).lower()
+    return re.sub(r"^(\./)+", "", text)
+
+
+def subjects(files: Sequence[str]) -> list[str]:
+    """The person on each CK+ picture, from its name: `S010_002_00000014.png` -> `S010`."""
+    return [file.rsplit("/", 1)[-1].split("_")[0] for file in files]
+
+
+def class_counts(listing: Listing) -> dict[str, int]:
+    """Number of listed files of each class."""
+    found = Counter(listing.labels.tolist())
+    return {name: found[i] for i, name in enumerate(listing.class_names)}

@@ -1,0 +1,734 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # From a picture to an emotion
+#
+# One photo in, one answer out, and the honesty to say *not sure*. Four things make such an answer
+# worth something, and each of them stands in one place:
+#
+# - the face is found and cut out the way the training faces were (`faces`), or the picture is taken
+#   as a crop, and the answer says which;
+# - its pixels go through the same `Preprocess` as in training;
+# - the probabilities are calibrated with the temperature that the checkpoint carries (Guo et al.
+#   2017, "On Calibration of Modern Neural Networks");
+# - a picture without a face gets no label, and a weak answer is marked as uncertain.
+
+# %%
+"""Predict the emotion of faces in pictures: one, many, or a whole folder."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from fer_helpers import faces as face_tools
+from fer_helpers.faces import Detector, DetectorError, Face
+from fer_helpers.inference import predict_logits
+from fer_helpers.preprocess import ImageError, Preprocess
+from fer_helpers.sources import named_sources, read_image
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+MAX_CROP_SIDE = 112  # pixels; a picture no larger is taken as a face crop by crop="auto"
+CROPS = ("auto", "detect", "none")
+CROPPED_NOTE = "assumed already cropped"
+NO_FACE_NOTE = "no face found"
+
+
+class PredictionError(ValueError):
+    """A prediction that cannot be made as asked; the message says what to change."""
+
+
+# %% [markdown]
+# ## One answer
+# It unpacks as `label, confidence`, as the original function's did.
+
+
+# %%
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one face, or for a picture without one.
+
+    Attributes:
+        label: the likeliest class, None where there is no answer.
+        confidence: its calibrated probability in percent, 0.0 where there is no answer.
+        probabilities: calibrated probability (0 to 1) by class name; empty where there is no
+            answer.
+        uncertain: True where there is no answer or its probability is below `min_confidence`.
+        face_box: left, top, right, bottom of the detected face, in whole pixels of the upright
+            picture; None for a crop.
+        note: how to read the answer, e.g. "assumed already cropped" or "no face found"; "" for
+            nothing special.
+        face: the crop that was classified, None where there is no answer.
+    """
+
+    label: str | None
+    confidence: float
+    probabilities: dict[str, float] = field(default_factory=dict)
+    uncertain: bool = False
+    face_box: tuple[int, int, int, int] | None = None
+    note: str = ""
+    face: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Unpack as `label, confidence`."""
+        return iter((self.label, self.confidence))
+
+    @property
+    def top2(self) -> tuple[tuple[str, float], ...]:
+        """The two likeliest classes with their percent, likeliest first; or nothing."""
+        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
+        return tuple((name, 100 * probability) for name, probability in ranked[:2])
+
+    def __str__(self) -> str:
+        """One line for people: "Happy 46.5 % (then Surprise 20.1 %), uncertain"."""
+        if self.label is None:
+            return self.note or NO_FACE_NOTE
+        text = f"{self.label} {self.confidence:.1f} %"
+        if len(self.top2) > 1:
+            text += " (then {} {:.1f} %)".format(*self.top2[1])
+        return text + ", uncertain" * self.uncertain + f" [{self.note}]" * bool(self.note)
+
+
+# %% [markdown]
+# ## What answers
+# A `Classifier` keeps the four things together that must never be mixed up: the model, the
+# preprocessing it was trained with, the names of its outputs in their order, and its temperature. A
+# checkpoint carries all four; for a bare `nn.Module` they have to be said.
+
+
+# %%
+@dataclass(frozen=True)
+class Classifier:
+    """A model with everything that an answer needs.
+
+    Attributes:
+        model: takes float32 (N, C, H, W), gives logits (N, K).
+        preprocess: one picture -> float32 (C, H, W): a `Preprocess`, or any transform that takes an
+            RGB PIL image.
+        class_names: names of the K outputs, in order.
+        temperature: the logits are divided by it before the softmax.
+        min_confidence: probability (0 to 1) below which an answer is uncertain.
+    """
+
+    model: Callable[[torch.Tensor], torch.Tensor]
+    preprocess: Callable[[Any], torch.Tensor]
+    class_names: tuple[str, ...]
+    temperature: float = 1.0
+    min_confidence: float = 0.0
+
+    @property
+    def margin(self) -> float:
+        """Margin of the training crops: AffectNet's if the model knows Contempt, else FER2013's."""
+        tight = "Contempt" not in self.class_names
+        return face_tools.FER_MARGIN if tight else face_tools.AFFECTNET_MARGIN
+
+    @property
+    def size(self) -> int | None:
+        """Side of the model input in pixels, None where the transform does not say."""
+        return getattr(self.preprocess, "size", None) if self._ours else None
+
+    @property
+    def _ours(self) -> bool:
+        return isinstance(self.preprocess, Preprocess)
+
+    def probabilities(
+        self, faces: Sequence[Image.Image], *, views: int = 1, batch_size: int = 64
+    ) -> np.ndarray:
+        """Calibrated probabilities (N, K), float64, of face crops of any sizes (PIL, L or RGB).
+
+        Args:
+            faces: the crops.
+            views: 1, or more for test-time augmentation (see `inference.predict_logits`).
+            batch_size: crops per forward pass.
+        """
+        if not faces:
+            return np.zeros((0, len(self.class_names)))
+        logits = self._logits(faces, views, batch_size)
+        if logits.shape != (len(faces), len(self.class_names)):
+            raise PredictionError(
+                f"The model gives {logits.shape[-1]} classes and class_names has "
+                f"{len(self.class_names)}: give the names it was trained with, in order."
+            )
+        if not np.isfinite(logits).all():
+            raise PredictionError("The model's outputs are not finite: its weights are damaged.")
+        scaled = torch.from_numpy(logits).double() / self.temperature
+        return torch.softmax(scaled, dim=1).numpy()
+
+    def _logits(self, faces: Sequence[Image.Image], views: int, batch_size: int) -> np.ndarray:
+        if not self._ours:
+            if views > 1:
+                raise PredictionError(
+                    "views above 1 need the model's own Preprocess: leave transform out."
+                )
+            return self._forward([face.convert("RGB") for face in faces], batch_size)
+        arrays = [np.atleast_3d(np.asarray(face)) for face in faces]
+        shapes = sorted({array.shape for array in arrays})
+        if not isinstance(self.model, nn.Module) and views > 1:
+            raise PredictionError("views above 1 need the PyTorch model, not an exported one.")
+        if not isinstance(self.model, nn.Module) or (views == 1 and len(shapes) > 1):
+            return self._forward(arrays, batch_size)
+        # Equal shapes go through together; in a folder of crops that is all of them.
+        logits = [np.empty(0)] * len(faces)
+        for shape in shapes:
+            positions = [i for i, array in enumerate(arrays) if array.shape == shape]
+            stack = np.stack([arrays[i] for i in positions])
+            found = predict_logits(
+                self.model,
+                stack,
+                self.preprocess,
+                batch_size=batch_size,
+                device=self._device,
+                views=views,
+            )
+            for i, row in zip(positions, found, strict=True):
+                logits[i] = row
+        return np.stack(logits)
+
+    def _forward(self, pictures: Sequence[Any], batch_size: int) -> np.ndarray:
+        """Logits of pictures that are preprocessed one by one."""
+        training = getattr(self.model, "training", False)
+        if training:
+            self.model.eval()
+        parts = []
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(pictures), batch_size):
+                    batch = [self.preprocess(p) for p in pictures[start : start + batch_size]]
+                    logits = self.model(torch.stack(batch).to(self._device))
+                    parts.append(torch.as_tensor(logits).float().cpu())
+        finally:
+            if training:
+                self.model.train()
+        return torch.cat(parts).numpy()
+
+    @property
+    def _device(self) -> torch.device:
+        parameters = getattr(self.model, "parameters", None)
+        first = next(iter(parameters()), None) if parameters else None
+        return torch.device("cpu") if first is None else first.device
+
+
+def load_classifier(
+    model: Any = None,
+    transform: Callable[[Any], torch.Tensor] | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    temperature: float | None = None,
+) -> Classifier:
+    """Bring whatever was given as a model together with what belongs to it.
+
+    Args:
+        model: None for the newest run's or the shipped model; a path to a checkpoint or an ONNX
+            file; a loaded one; a `Classifier`; or an `nn.Module`, which needs `transform` and
+            `class_names`.
+        transform: wins over the checkpoint's preprocessing.
+        class_names: win over the checkpoint's.
+        temperature: wins over the checkpoint's.
+
+    Raises:
+        PredictionError: a bare module without transform or class names.
+        CheckpointError: no such checkpoint, or none at all.
+    """
+    if model is None or isinstance(model, str | os.PathLike):
+        if model is not None and Path(model).suffix.lower() == ".onnx":
+            from fer_helpers.export import load_onnx
+
+            model = load_onnx(model)
+        else:
+            from fer_helpers.checkpoints import load_model
+
+            model = load_model(model)
+    whole = hasattr(model, "class_names") and hasattr(model, "preprocess")
+    transform = transform or (model.preprocess if whole else None)
+    class_names = class_names or (model.class_names if whole else None)
+    if transform is None or class_names is None:
+        missing = "transform" if transform is None else "class_names"
+        raise PredictionError(
+            f"The model is a bare {type(model).__name__}: give the {missing} of its training."
+        )
+    if temperature is None:
+        temperature = float(getattr(model, "temperature", 1.0)) if whole else 1.0
+    extra = getattr(model, "extra", None) or {}
+    least = getattr(model, "min_confidence", None) or extra.get("min_confidence") or 0.0
+    if whole and hasattr(model, "model"):
+        model = model.model
+    return Classifier(model, transform, tuple(class_names), temperature, float(least))
+
+
+# %% [markdown]
+# ## Every face of a picture
+# `crop` says how the picture becomes faces:
+#
+# - `"detect"` looks for faces;
+# - `"none"` takes the picture as one face, as the original does;
+# - `"auto"` takes a picture of at most 112 pixels on both sides as a crop, and looks for faces in
+#   anything larger. A detector misses a third of FER2013's 48-pixel crops, so it must not be run on
+#   them.
+
+
+# %%
+@dataclass
+class _Picture:
+    """A picture on its way: what was cut out of it, waiting to be classified."""
+
+    name: str
+    image: Image.Image | None = None
+    crops: list[Image.Image] = field(default_factory=list)
+    boxes: list[tuple[int, int, int, int] | None] = field(default_factory=list)
+    note: str = ""
+
+
+@functools.cache
+def _default_detector(path: str | None, variable: str | None) -> Detector:
+    """The detector of this process; loading takes longer than a detection."""
+    del variable  # part of the key: a changed environment is looked at again
+    return face_tools.load_detector(path)
+
+
+def _detector(given: Detector | str | Path | None) -> Detector:
+    if given is None or isinstance(given, str | os.PathLike):
+        path = None if given is None else str(given)
+        return _default_detector(path, os.environ.get(face_tools.MODEL_VARIABLE))
+    return given
+
+
+def _cut(
+    picture: _Picture, classifier: Classifier, crop: str, detector: Detector | str | Path | None
+) -> None:
+    """Fill in the crops of a picture, or the note that says why there are none."""
+    image = picture.image
+    if "reduced_by" in image.info:
+        picture.note = f"read at 1/{image.info['reduced_by']} of its size"
+    if crop == "none" or (crop == "auto" and max(image.size) <= MAX_CROP_SIDE):
+        picture.crops, picture.boxes = [image], [None]
+        picture.note = "; ".join(filter(None, (picture.note, CROPPED_NOTE * (crop == "auto"))))
+        return
+    try:
+        loaded = _detector(detector)
+    except DetectorError as error:
+        if detector is not None:  # somebody named a file: that it cannot be used is their answer
+            raise
+        picture.note = str(error)
+        return
+    found = face_tools.find_faces(image, detector=loaded)
+    picture.crops = [
+        face_tools.crop_face(image, face, classifier.margin, size=classifier.size) for face in found
+    ]
+    picture.boxes = [_whole_box(face) for face in found]
+    notes = (picture.note, loaded.note, NO_FACE_NOTE * (not found))
+    picture.note = "; ".join(filter(None, notes))
+
+
+def _whole_box(face: Face) -> tuple[int, int, int, int]:
+    return tuple(round(value) for value in face.box)
+
+
+def _answer(
+    pictures: Sequence[_Picture],
+    classifier: Classifier,
+    min_confidence: float,
+    views: int,
+    batch_size: int,
+) -> list[list[Prediction]]:
+    """Classify the crops of all pictures together; at least one answer for each picture."""
+    crops = [crop for picture in pictures for crop in picture.crops]
+    rows = iter(classifier.probabilities(crops, views=views, batch_size=batch_size))
+    answers = []
+    for picture in pictures:
+        mine = []
+        for crop, box in zip(picture.crops, picture.boxes, strict=True):
+            values = next(rows)
+            best = int(values.argmax())
+            mine.append(
+                Prediction(
+                    label=classifier.class_names[best],
+                    confidence=100 * float(values[best]),
+                    probabilities=dict(zip(classifier.class_names, values.tolist(), strict=True)),
+                    uncertain=bool(values[best] < min_confidence),
+                    face_box=box,
+                    note=picture.note,
+                    face=crop,
+                )
+            )
+        answers.append(mine or [Prediction(None, 0.0, uncertain=True, note=picture.note)])
+    return answers
+
+
+def _check_options(classifier: Classifier, crop: str, min_confidence: float | None) -> float:
+    """The threshold that counts.
+
+    Raises:
+        PredictionError: an unknown crop, or a threshold outside 0 to 1.
+    """
+    if crop not in CROPS:
+        raise PredictionError(f"crop is {crop!r}: give one of {', '.join(map(repr, CROPS))}.")
+    least = classifier.min_confidence if min_confidence is None else min_confidence
+    if not 0 <= least <= 1:
+        raise PredictionError(
+            f"min_confidence is {least:g}: give a probability from 0 to 1 (60 percent is 0.6)."
+        )
+    return least
+
+
+def predict_faces(
+    image: Any,
+    model: Any = None,
+    transform: Callable[[Any], torch.Tensor] | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    crop: str = "auto",
+    min_confidence: float | None = None,
+    views: int = 1,
+    temperature: float | None = None,
+    detector: Detector | str | Path | None = None,
+) -> list[Prediction]:
+    """Answer for every face of one picture, largest first.
+
+    Takes what `predict_single_image` takes. The list is never empty: a picture without a face gives
+    one `Prediction` whose label is None.
+    """
+    classifier = load_classifier(model, transform, class_names, temperature=temperature)
+    least = _check_options(classifier, crop, min_confidence)
+    picture = _Picture("", read_image(image))
+    _cut(picture, classifier, crop, detector)
+    return _answer([picture], classifier, least, views, 64)[0]
+
+
+# %% [markdown]
+# ## One picture
+# The function that readers of the original notebook look for, with its name and the order of its
+# arguments.
+
+
+# %%
+def predict_single_image(
+    image_path: Any,
+    model: Any = None,
+    transform: Callable[[Any], torch.Tensor] | None = None,
+    class_names: Sequence[str] | None = None,
+    show: bool = True,
+    *,
+    crop: str = "auto",
+    min_confidence: float | None = None,
+    views: int = 1,
+    temperature: float | None = None,
+    detector: Detector | str | Path | None = None,
+) -> Prediction:
+    """Predict the emotion of the largest face in one picture.
+
+    Args:
+        image_path: a path or anything else that `read_image` takes.
+        model: see `load_classifier`; None is the newest run's or the shipped model.
+        transform: the preprocessing; None is the checkpoint's.
+        class_names: the outputs' names in order; None is the checkpoint's.
+        show: print the answer and every class, and show the figure where a notebook can.
+        crop: "auto", "detect" or "none" (see above).
+        min_confidence: probability (0 to 1) below which the answer is uncertain; None is the
+            checkpoint's, or 0.
+        views: 1, or up to 10 for test-time augmentation.
+        temperature: for the softmax; None is the checkpoint's, or 1.
+        detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
+
+    Returns:
+        A `Prediction`, which unpacks as `label, confidence` (percent). Without a face the label is
+        None and the confidence 0.
+
+    Raises:
+        ImageError: the picture cannot be read.
+        PredictionError: something that the model needs is missing or does not fit.
+        DetectorError: `detector` was given and is not usable.
+    """
+    answers = predict_faces(
+        image_path,
+        model,
+        transform,
+        class_names,
+        crop=crop,
+        min_confidence=min_confidence,
+        views=views,
+        temperature=temperature,
+        detector=detector,
+    )
+    answer = answers[0]
+    if len(answers) > 1:
+        more = f"{len(answers)} faces found, this is the largest; predict_images gives all"
+        answer = replace(answer, note="; ".join(filter(None, (answer.note, more))))
+    if show:
+        _show(answer)
+    return answer
+
+
+def _show(answer: Prediction) -> None:
+    """Print an answer, and show its figure where there is a notebook to show it in."""
+    print(answer)
+    for name, probability in answer.probabilities.items():
+        print(f"  {name:<10} {100 * probability:6.2f} %")
+    if answer.label is not None and _in_notebook():
+        from IPython.display import display
+
+        display(plot_answer(answer))
+
+
+def plot_answer(answer: Prediction) -> Figure:
+    """Draw the face that was classified and a bar per class (needs an answer with a label)."""
+    from fer_helpers.plots import plot_prediction  # matplotlib takes a second to import
+
+    return plot_prediction(
+        np.asarray(answer.face),
+        list(answer.probabilities.values()),
+        list(answer.probabilities),
+        title=str(replace(answer, note="")),
+        note=answer.note,
+    )
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel (also a headless one, which keeps the figure)."""
+    import sys
+
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+# %% [markdown]
+# ## Many pictures
+# A list, a folder, or both mixed. One row per face; a file that cannot be read is a row with an
+# error note and stops nothing.
+
+
+# %%
+def predict_images(
+    sources: Any,
+    model: Any = None,
+    transform: Callable[[Any], torch.Tensor] | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    crop: str = "auto",
+    min_confidence: float | None = None,
+    views: int = 1,
+    temperature: float | None = None,
+    detector: Detector | str | Path | None = None,
+    batch_size: int = 64,
+    annotate_to: str | Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Predict the emotions of all faces in many pictures.
+
+    Args:
+        sources: a folder (searched with its subfolders), one picture, or a list of both; pictures
+            as `read_image` takes them.
+        model: see `load_classifier`; None is the newest run's or the shipped model.
+        transform: the preprocessing; None is the checkpoint's.
+        class_names: the outputs' names in order; None is the checkpoint's.
+        crop: "auto", "detect" or "none" (see above).
+        min_confidence: probability (0 to 1) below which an answer is uncertain; None is the
+            checkpoint's, or 0.
+        views: 1, or up to 10 for test-time augmentation.
+        temperature: for the softmax; None is the checkpoint's, or 1.
+        detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
+        batch_size: faces per forward pass.
+        annotate_to: folder for copies of the pictures with boxes and labels; None writes none.
+        progress: show a bar where the output is a terminal.
+
+    Returns:
+        One row per face, pictures in the order given, faces of a picture largest first. Columns:
+        file; face (number from 1, missing where there is none); left, top, right, bottom (pixels,
+        missing for crops); label; confidence (percent); one column per class (probability 0 to 1);
+        uncertain; note; error (True where the file could not be read).
+
+    Raises:
+        PredictionError: something that the model needs is missing or does not fit.
+        DetectorError: `detector` was given and is not usable.
+    """
+    from tqdm import tqdm
+
+    classifier = load_classifier(model, transform, class_names, temperature=temperature)
+    least = _check_options(classifier, crop, min_confidence)
+    named = list(named_sources(sources))
+    rows: list[dict[str, Any]] = []
+    waiting: list[_Picture] = []
+    used: set[str] = set()
+
+    def flush() -> None:
+        for picture, answers in zip(
+            waiting, _answer(waiting, classifier, least, views, batch_size), strict=True
+        ):
+            rows.extend(_rows(picture.name, answers, error=picture.image is None))
+            if annotate_to is not None and picture.image is not None:
+                _save_annotated(picture, answers, Path(annotate_to), used)
+        waiting.clear()
+
+    for name, source in tqdm(
+        named, unit="picture", disable=None if progress else True, leave=False
+    ):
+        picture = _Picture(name)
+        waiting.append(picture)
+        try:
+            if isinstance(source, ImageError):
+                raise source
+            picture.image = read_image(source)
+        except ImageError as error:
+            picture.note = str(error)
+        else:
+            _cut(picture, classifier, crop, detector)
+        # What waits is bounded in faces and in pixels: photos of 12 megapixels add up quickly.
+        pixels = sum(w.image.width * w.image.height for w in waiting if w.image)
+        if sum(len(w.crops) for w in waiting) >= batch_size or pixels > 30_000_000:
+            flush()
+    flush()
+    return _table(rows, classifier.class_names)
+
+
+def _rows(name: str, answers: Sequence[Prediction], *, error: bool) -> Iterator[dict[str, Any]]:
+    for number, answer in enumerate(answers, start=1):
+        box = answer.face_box or (None,) * 4
+        yield {
+            "file": name,
+            "face": number if answer.label is not None else None,
+            **dict(zip(("left", "top", "right", "bottom"), box, strict=True)),
+            "label": answer.label,
+            "confidence": answer.confidence,
+            **answer.probabilities,
+            "uncertain": answer.uncertain,
+            "note": answer.note,
+            "error": error,
+        }
+
+
+def _table(rows: list[dict[str, Any]], class_names: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    whole = ["face", "left", "top", "right", "bottom"]
+    columns = ["file", *whole, "label", "confidence", *class_names, "uncertain", "note", "error"]
+    table = pd.DataFrame(rows, columns=columns)
+    numbers = dict.fromkeys(whole, "Int64") | dict.fromkeys(class_names, "float64")
+    return table.astype({**numbers, "confidence": "float64", "uncertain": bool, "error": bool})
+
+
+# %% [markdown]
+# ## The picture with its answers
+
+
+# %%
+def annotate(image: Any, predictions: Sequence[Prediction]) -> Image.Image:
+    """Copy a picture with a box and a label for every face; grey and with a "?" if uncertain.
+
+    Args:
+        image: the picture that was predicted, as `read_image` takes it.
+        predictions: from `predict_faces`; those without a box label the whole picture.
+
+    Returns:
+        An RGB picture, at least 200 pixels high so that labels can be read.
+    """
+    picture = read_image(image).convert("RGB")
+    scale = max(1, math.ceil(200 / min(picture.size)))
+    if scale > 1:
+        picture = picture.resize((picture.width * scale, picture.height * scale))
+    draw = ImageDraw.Draw(picture)
+    for answer in predictions:
+        if answer.label is None:
+            text = answer.note or NO_FACE_NOTE
+        else:
+            text = f"{answer.label} {answer.confidence:.0f} %" + "?" * answer.uncertain
+        color = "#8a8a8a" if answer.uncertain else "#0a7d32"
+        if answer.face_box is None:
+            left, top, right, bottom = 0, 0, picture.width, picture.height
+        else:
+            left, top, right, bottom = (value * scale for value in answer.face_box)
+            width = max(2, round((right - left) / 60))
+            draw.rectangle(
+                (left, top, max(right, left), max(bottom, top)), outline=color, width=width
+            )
+        # Small faces of a group get small letters, so that neighbors keep their labels apart.
+        font = ImageFont.load_default(size=min(max((right - left) / 7, 10), picture.width / 12, 40))
+        x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
+        x = min(max(left, 0), max(picture.width - (x1 - x0) - 4, 0))
+        y = top - (y1 - y0) - 6
+        if y < 0:
+            y = min(max(top, 0), picture.height - (y1 - y0) - 6)
+        draw.rectangle((x, y, x + x1 - x0 + 4, y + y1 - y0 + 5), fill=color)
+        draw.text((x + 2 - x0, y + 2 - y0), text, font=font, fill="white")
+    return picture
+
+
+def _save_annotated(
+    picture: _Picture, answers: Sequence[Prediction], folder: Path, used: set[str]
+) -> None:
+    """Write the annotated copy under a name that no other picture of this call has."""
+    stem = (
+        re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(picture.name).stem).strip(". ")[-100:]
+        or "picture"
+    )
+    name, number = stem, 1
+    while name.casefold() in used:
+        number += 1
+        name = f"{stem} ({number})"
+    used.add(name.casefold())
+    folder.mkdir(parents=True, exist_ok=True)
+    annotate(picture.image, answers).save(folder / f"{name}.jpg", quality=90)
+
+
+# %% [markdown]
+# ## An upload button
+
+
+# %%
+def upload_widget(model: Any = None, **options: Any) -> Any:
+    """An upload button that answers for each picture dropped on it.
+
+    Args:
+        model: as `predict_single_image` takes it.
+        **options: its other arguments.
+
+    Returns:
+        An ipywidgets box; None where ipywidgets is missing or no front end shows this notebook
+        (papermill, nbconvert, scripts).
+    """
+    if not (_in_notebook() and _front_end()):
+        return None
+    try:
+        import ipywidgets
+    except ImportError:
+        print("The upload button needs ipywidgets: pip install 'fer-helpers[widgets]'.")
+        return None
+    button = ipywidgets.FileUpload(accept="image/*", multiple=True, description="Photo")
+    shown = ipywidgets.Output()
+
+    def answer(change: dict[str, Any]) -> None:
+        with shown:
+            shown.clear_output()
+            for upload in change["new"]:
+                try:
+                    predict_single_image(bytes(upload["content"]), model, **options)
+                except (ImageError, PredictionError) as error:
+                    print(f"{upload['name']}: {error}")
+
+    button.observe(answer, names="value")
+    return ipywidgets.VBox([button, shown])
+
+
+def _front_end() -> bool:
+    """Whether somebody looks at this notebook; papermill and nbconvert set none of these."""
+    seen = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
+    interactive = os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
+    return interactive or any(os.environ.get(name) for name in seen)

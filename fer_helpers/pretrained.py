@@ -1,0 +1,146 @@
+"""Pretrained backbone weights: found, checked by hash, read as tensors only, fitted to the net.
+
+Torchvision's ImageNet file is looked for attached to a Kaggle session, then in torch's cache, then
+on the internet. Torchvision writes the first digits of a file's SHA-256 into its name; they are
+checked wherever the file came from.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+KAGGLE_INPUT = Path("/kaggle/input")
+CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.", "attention.")
+
+
+class WeightsError(RuntimeError):
+    """Pretrained weights cannot be had or do not fit; the message says what to do."""
+
+
+def load_pretrained(trunk: nn.Module, norm: nn.Module, backbone: str, source: str) -> str:
+    """Fill a backbone with pretrained weights and return one phrase on where they came from.
+
+    Args:
+        trunk: the backbone under torchvision's parameter names, without its classifier.
+        norm: the norm between pooling and classifier (ConvNeXt's), or `nn.Identity()`.
+        backbone: torchvision's name of the net.
+        source: "imagenet", or a .pth / .safetensors file that holds a `state_dict` of this backbone
+            or a checkpoint of this project.
+
+    Raises:
+        WeightsError: not found, not downloaded, damaged, unreadable, or of another net.
+    """
+    path = _imagenet_file(backbone) if source == "imagenet" else Path(source)
+    if not path.is_file():
+        raise WeightsError(
+            f"PRETRAINED names the file {source}, which does not exist; give a .pth or "
+            ".safetensors file, 'imagenet' or 'none'."
+        )
+    theirs = {}
+    for name, tensor in _read(path).items():
+        # A checkpoint of this project says backbone.layer1..., backbone.net.encoder..., norm...;
+        # ConvNeXt's norm is the first layer of torchvision's classifier.
+        name = name.removeprefix("backbone.").removeprefix("net.")
+        name = name.replace("classifier.0.", "norm.") if len(norm.state_dict()) else name
+        if not name.startswith(CLASSIFIERS):
+            theirs[name] = tensor
+    ours = dict(trunk.state_dict())  # these tensors share the modules' memory
+    ours |= {f"norm.{name}": tensor for name, tensor in norm.state_dict().items()}
+    # Files from before torchvision 0.3 lack the batch counters; a net with momentum ignores them.
+    optional = {name for name in ours if name.endswith("num_batches_tracked")}
+
+    note = f"backbone from {path.name}"
+    first = next(name for name, tensor in ours.items() if tensor.ndim == 4)
+    if first in theirs and theirs[first].shape[2:] != ours[first].shape[2:]:
+        stem = {name for name in ours if name.startswith((first, "bn1."))}
+        ours = {name: tensor for name, tensor in ours.items() if name not in stem}
+        theirs = {name: tensor for name, tensor in theirs.items() if name not in stem}
+        note += ", its stem random (the file has another kernel size)"
+    elif first in theirs and theirs[first].shape[1] == 3 and ours[first].shape[1] == 1:
+        theirs[first] = theirs[first].sum(1, keepdim=True)
+
+    wrong = sorted(ours.keys() - theirs.keys() - optional) + sorted(theirs.keys() - ours.keys())
+    wrong += [name for name in ours if name in theirs and theirs[name].shape != ours[name].shape]
+    if wrong:
+        raise WeightsError(
+            f"{path.name} does not fit this {backbone}: {len(wrong)} tensors are missing, foreign "
+            f"or of another shape, {wrong[0]} among them; give weights of the same backbone and "
+            "WIDTH, or set PRETRAINED=none."
+        )
+    with torch.no_grad():
+        for name, tensor in theirs.items():
+            ours[name].copy_(tensor)
+    return note
+
+
+def _imagenet_file(backbone: str) -> Path:
+    """Torchvision's default ImageNet weights as a local file, downloaded when nothing is there."""
+    url = get_model_weights(backbone).DEFAULT.url
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+    attached = _attached(backbone)
+    if attached is not None:
+        return attached
+    if path.is_file():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), _promised_hash(path), progress=False)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"the ImageNet weights {path.name} could not be downloaded ({error}): switch the "
+            "internet on, attach the file as a Kaggle dataset, name a local copy as PRETRAINED, or "
+            "set PRETRAINED=none."
+        ) from None
+    return path
+
+
+def _attached(backbone: str) -> Path | None:
+    """The first file under Kaggle's inputs named like the weights: resnet34-b627a593.pth."""
+    wanted = re.compile(rf"{backbone}(?![0-9]).*\.(pth|safetensors)")
+    for folder, folders, files in os.walk(KAGGLE_INPUT):
+        # Image folders hold no weights, and listing them takes minutes on Kaggle's mounts.
+        folders[:] = sorted(set(folders) - {"train", "val", "valid", "test"})
+        for name in sorted(files):
+            if wanted.fullmatch(name):
+                return Path(folder, name)
+    return None
+
+
+def _promised_hash(path: Path) -> str | None:
+    """The first digits of the SHA-256 in torchvision's file names, b627a593 in the one above."""
+    found = re.search(r"-([0-9a-f]{8,})$", path.stem)
+    return found[1] if found else None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name, after checking the hash that the file name promises."""
+    promised = _promised_hash(path)
+    if promised is not None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest.startswith(promised):
+            raise WeightsError(
+                f"{path} is damaged: its SHA-256 starts with {digest[: len(promised)]}, its name "
+                f"promises {promised}; delete the file and fetch it again."
+            )
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(
+            f"{path} cannot be read as weights ({type(error).__name__}); give a .pth file that "
+            "holds tensors only, or a .safetensors file."
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise WeightsError(
+            f"{path} holds something other than named tensors; save the net's state_dict() instead."
+        )
+    return state

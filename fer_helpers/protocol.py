@@ -1,0 +1,220 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Protocol: what is chosen on what, and scored once
+#
+# Most published FER2013 numbers score the images that something was chosen on. Here a model is
+# scored in one place, below: the temperature comes from the selection set, each test set is passed
+# through once, and every number leaves with a stamp that says what it is and with its *leak-free
+# twin*, the same number without the test images that also stand in train.
+
+# %%
+"""Score a trained model on its test sets: stamped numbers with intervals and leak-free twins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fer_helpers.data import SelectionSet, Splits, TestSet
+from fer_helpers.evaluation import evaluate, fit_temperature
+from fer_helpers.inference import predict_logits
+from fer_helpers.models import EmotionNet
+from fer_helpers.preprocess import Preprocess
+from fer_helpers.runs import scored, stamp
+
+# %% [markdown]
+# ## One test set
+#
+# Two scores: the picture alone, and the mean over several deterministic views.
+
+
+# %%
+@dataclass(frozen=True)
+class Scored:
+    """A test set with what the model said about it.
+
+    `logits` is float32 (N, K) for one view; `entries` holds one entry of `metrics["results"]` for
+    one view and, if there were more views, one for all of them.
+    """
+
+    test: TestSet
+    logits: np.ndarray
+    entries: tuple[dict[str, Any], ...]
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The numbers for one view."""
+        return self.entries[0]["numbers"]
+
+
+def describe_selection(selection: SelectionSet | None) -> str:
+    """What choices were made on, in words for a stamp: `"FER2013 PublicTest (3,589)"`."""
+    if selection is None:
+        return "none"
+    return f"{selection.dataset} {selection.split} ({len(selection):,})"
+
+
+def score_tests(
+    model: EmotionNet,
+    splits: Splits,
+    preprocess: Preprocess,
+    *,
+    views: int = 10,
+    bootstrap: int = 10_000,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    note: str = "",
+) -> tuple[list[Scored], float]:
+    """Score every test set of `splits`, the headline first.
+
+    Args:
+        model: the trained model, on `device`.
+        splits: its data; the temperatures are fitted on `splits.selection`.
+        preprocess: what the model was trained with.
+        views: how many of the ten views the second score averages; 1 for no second score.
+        bootstrap: draws behind each 95 % interval.
+        seed: of the run; the bootstrap uses it too.
+        device: where the model is.
+        precision: fp32, bf16 or fp16.
+        note: what else a reader must know, such as "training was stopped early".
+
+    Returns:
+        one `Scored` per test set, and the temperature for one view (1 without a selection set).
+    """
+
+    def logits_of(faces: SelectionSet | TestSet, count: int) -> np.ndarray:
+        return predict_logits(
+            model, faces, preprocess, device=device, precision=precision, views=count
+        )
+
+    counts = (1, views) if views > 1 else (1,)
+    temperature = dict.fromkeys(counts, 1.0)
+    if splits.selection is not None:
+        for count in counts:
+            logits = logits_of(splits.selection, count)
+            temperature[count] = fit_temperature(logits, splits.selection.labels)
+    results = []
+    for position, test in enumerate(splits.tests):
+        entries, first = [], None
+        for count in counts:
+            logits = logits_of(test, count)
+            first = logits if first is None else first
+            entries.append(
+                _entry(
+                    logits, test, splits.selection, count, temperature[count],
+                    headline=position == 0 and count == 1, bootstrap=bootstrap, seed=seed,
+                    device=device, precision=precision, note=note,
+                )
+            )  # fmt: skip
+        results.append(Scored(test, first, tuple(entries)))
+    return results, temperature[1]
+
+
+def _entry(
+    logits: np.ndarray,
+    test: TestSet,
+    selection: SelectionSet | None,
+    views: int,
+    temperature: float,
+    *,
+    headline: bool,
+    bootstrap: int,
+    seed: int,
+    device: torch.device | str,
+    precision: str,
+    note: str,
+) -> dict[str, Any]:
+    arguments = {"temperature": temperature, "bootstrap": bootstrap, "seed": seed}
+    numbers = evaluate(logits, test.labels, test.class_names, **arguments)
+    leak_free = None
+    if test.leak_free.any():
+        leak_free = evaluate(
+            logits, test.labels, test.class_names, keep=test.leak_free, **arguments
+        )
+    about = stamp(
+        test.split,
+        len(test),
+        views,
+        seed,
+        describe_selection(selection),
+        test.content_hash,
+        test.origin,
+        dataset=test.dataset,
+        device=torch.device(device).type,
+        precision=precision,
+        note="; ".join(part for part in (test.stamp, note) if part),
+    )
+    return scored(about, numbers, leak_free=leak_free, headline=headline)
+
+
+# %% [markdown]
+# ## All of them in one table
+
+
+# %%
+def score_table(results: Sequence[Scored]) -> pd.DataFrame:
+    """One row per score: what it was taken on, accuracy with its interval, and its twin.
+
+    Accuracies are percent of images; the interval is the 95 % bootstrap interval.
+    """
+    rows = []
+    for entry in (entry for result in results for entry in result.entries):
+        about, numbers, twin = entry["stamp"], entry["numbers"], entry["leak_free"]
+        low, high = numbers["accuracy_interval"] or (np.nan, np.nan)
+        rows.append(
+            {
+                "set": f"{about['dataset']} {about['split']}",
+                "views": about["views"],
+                "n": numbers["n"],
+                "accuracy": round(100 * numbers["accuracy"], 2),
+                "95 % interval": f"{100 * low:.2f} to {100 * high:.2f}",
+                "macro-F1": round(numbers["macro_f1"], 3),
+                "leak-free n": twin["n"] if twin else 0,
+                "leak-free accuracy": round(100 * twin["accuracy"], 2) if twin else np.nan,
+                "note": ", ".join(
+                    part
+                    for part in (
+                        "headline" if entry["headline"] else "",
+                        about["note"],
+                        "drawn faces" if about["origin"] == "drawn" else "",
+                    )
+                    if part
+                ),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# %% [markdown]
+# ## Demo
+#
+# An untrained network scores at chance, and its interval says so.
+
+# %% tags=["active-ipynb"]
+# import tempfile
+#
+# from fer_helpers.data import load_fer2013
+# from fer_helpers.demo_faces import write_demo_faces
+# from fer_helpers.models import build_model
+#
+# with tempfile.TemporaryDirectory() as folder:
+#     drawn = write_demo_faces(f"{folder}/drawn", per_class=10) / "fer2013"
+#     splits = load_fer2013(drawn / "train", drawn / "test", cache_dir=folder, max_bad_share=0.1)
+#     torch.manual_seed(0)
+#     model = build_model(7, stem="small2", width=8, channels=1)
+#     preprocess = Preprocess(size=48, channels=1, grey=True)
+#     results, _ = score_tests(model, splits, preprocess, views=2, bootstrap=1000)
+# score_table(results)

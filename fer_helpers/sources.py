@@ -1,0 +1,234 @@
+"""Read pictures from wherever they are: a path, a URL, bytes, a file, PIL, an array, a tensor."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fer_helpers.preprocess import ImageError, open_image, plain_image
+
+URL_MAX_BYTES = 20_000_000
+URL_SECONDS = 20.0
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "gif", "heic", "heif", "jfif", "jpe", "jpeg", "jpg", "mpo", "pbm"),
+        *("pgm", "png", "ppm", "tif", "tiff", "webp"),
+    )
+)
+
+
+class FetchError(RuntimeError):
+    """A download that was refused, failed, or was not what it should be."""
+
+
+def fetch(url: str, *, max_bytes: int, seconds: float = 20.0) -> bytes:
+    """Download `url` (http or https only, redirects included).
+
+    Args:
+        url: the address.
+        max_bytes: the largest body that is accepted, in bytes.
+        seconds: wall-clock limit for everything: name lookup, connection, redirects, body.
+
+    Raises:
+        FetchError: refused scheme, no connection, an HTTP error, too large, or too slow.
+    """
+    if urlsplit(url).scheme.lower() not in ("http", "https"):
+        raise FetchError(f"{url!r} is not an http(s) address, so it is not fetched.")
+    result: list[bytes | Exception] = []
+    stop = threading.Event()
+    # A thread, because no socket timeout bounds a server that sends one byte now and then.
+    worker = threading.Thread(
+        target=_download, args=(url, max_bytes, seconds, stop, result), daemon=True
+    )
+    worker.start()
+    worker.join(seconds)
+    if not result:
+        stop.set()
+        raise FetchError(f"{url} did not answer completely within {seconds:g} seconds.")
+    if isinstance(result[0], FetchError):
+        raise result[0]
+    if isinstance(result[0], Exception):
+        kind = type(result[0]).__name__
+        raise FetchError(f"{url} could not be fetched ({kind}).") from result[0]
+    return result[0]
+
+
+def _download(
+    url: str, max_bytes: int, seconds: float, stop: threading.Event, result: list
+) -> None:
+    """Put the body of `url`, or the exception that ended it, into `result`."""
+    import requests  # slow to import, and few calls need it
+
+    try:
+        with (
+            requests.Session() as session,
+            # requests follows redirects with its own adapters, and it has them for http and https
+            # only.
+            session.get(
+                url, stream=True, timeout=seconds, headers={"Accept-Encoding": "identity"}
+            ) as response,
+        ):
+            if response.status_code != 200:
+                raise FetchError(f"{url} answered with HTTP status {response.status_code}.")
+            announced = response.headers.get("Content-Length", "")
+            body = bytearray()
+            for chunk in response.iter_content(64 * 1024):
+                body += chunk
+                if stop.is_set():
+                    return
+                if len(body) > max_bytes:
+                    raise FetchError(f"{url} is larger than the limit of {max_bytes:,} bytes.")
+            encoded = response.headers.get("Content-Encoding", "identity") != "identity"
+            if announced.isdigit() and not encoded and len(body) != int(announced):
+                raise FetchError(f"{url} broke off after {len(body):,} of {announced} bytes.")
+            result.append(bytes(body))
+    except Exception as error:  # handed to the waiting thread, which raises it
+        result.append(error)
+
+
+def read_image(source: Any) -> Image.Image:
+    """Read one picture from wherever it is.
+
+    Args:
+        source: a path; an http(s) URL (at most 20 MB, within 20 seconds); the bytes of a file; an
+            open binary file; a PIL image; an array (H, W) or (H, W, C) in RGB order; a tensor (C,
+            H, W) or (H, W). Pixels are 8 or 16 bits, or float in 0..1.
+
+    Returns:
+        An upright picture of mode "L" or "RGB".
+
+    Raises:
+        ImageError: it cannot be read; one sentence that names it.
+    """
+    if isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
+        try:
+            stream = io.BytesIO(fetch(source, max_bytes=URL_MAX_BYTES, seconds=URL_SECONDS))
+        except FetchError as error:
+            raise ImageError(str(error)) from error
+        stream.name = source  # named in the error if these bytes are no picture
+        return open_image(stream)
+    if isinstance(source, Image.Image):
+        try:
+            return plain_image(source)
+        except ImageError:
+            raise
+        except Exception as error:  # a lazily opened damaged file raises nearly everything
+            raise ImageError(f"The PIL image given cannot be read: {error}.") from error
+    if isinstance(source, torch.Tensor):
+        array = source.detach().cpu()
+        if array.ndim == 4 and len(array) == 1:
+            array = array[0]
+        if array.ndim == 3:
+            array = array.movedim(0, -1)
+        return _from_array(array.float().numpy() if array.is_floating_point() else array.numpy())
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, str | os.PathLike):
+        return open_image(Path(source).expanduser())
+    if isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "read"):
+        return open_image(source)
+    raise ImageError(
+        f"A {type(source).__name__} is no picture: give a path, URL, bytes, open file, PIL image, "
+        "array or tensor."
+    )
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    """A picture from pixels (H, W) or (H, W, C)."""
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    if (
+        not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)))
+        or not pixels.size
+    ):
+        raise ImageError(
+            f"Pixels of shape {pixels.shape} are no picture: give (height, width) or "
+            "(height, width, 3) in RGB order."
+        )
+    if pixels.dtype == np.uint16:
+        pixels = pixels >> 8  # as `open_image` reads 16-bit files
+    elif pixels.dtype != np.uint8:
+        values = pixels.astype(np.float64)
+        low, high = values.min(), values.max()
+        if np.issubdtype(pixels.dtype, np.floating) and low >= 0 and high <= 1:
+            values = values * 255
+        elif not (low >= 0 and high <= 255):
+            raise ImageError(
+                f"Pixels of type {pixels.dtype} between {low:g} and {high:g} are no picture: give "
+                "uint8, uint16, or float in 0..1, not normalized."
+            )
+        pixels = values.round()
+    return plain_image(Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)))
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The picture files below a folder (by their suffix), sorted, without hidden ones."""
+    root = Path(folder)
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and path.is_file()
+    )
+
+
+def download_example(gdown_id: str, folder: str | Path) -> Path:
+    """Fetch one shared file from Google Drive with `gdown`, as the original notebook does.
+
+    Args:
+        gdown_id: the id in the file's sharing link.
+        folder: where it goes, under the name it has on Drive.
+
+    Raises:
+        ImageError: the id is not one, or Drive does not give the file.
+    """
+    if not re.fullmatch(r"[\w-]{10,}", gdown_id):
+        raise ImageError(
+            f"{gdown_id!r} is not the id of a Google Drive file: take the part after /d/ or id= "
+            "in its link."
+        )
+    import gdown
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        found = gdown.download(id=gdown_id, output=f"{folder}{os.sep}", quiet=True)
+    except Exception as error:  # gdown's own and requests' exceptions, different in each version
+        raise ImageError(
+            f"Google Drive did not give the file {gdown_id} ({type(error).__name__}): check the "
+            "connection, and that everyone who has the link may see the file."
+        ) from error
+    if found is None:
+        raise ImageError(f"Google Drive did not give the file {gdown_id}: check its link.")
+    return Path(found)
+
+
+def named_sources(sources: Any) -> Iterator[tuple[str, Any]]:
+    """Every picture with a name for the table; folders are opened up."""
+    single = isinstance(
+        sources, str | bytes | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+    )
+    if single or hasattr(sources, "read") or not isinstance(sources, Iterable):
+        sources = [sources]
+    for number, source in enumerate(sources, start=1):
+        if isinstance(source, str | os.PathLike) and Path(source).expanduser().is_dir():
+            files = list_images(Path(source).expanduser())
+            yield from ((str(file), file) for file in files)
+            if not files:
+                yield str(source), ImageError(f"{source} holds no pictures.")
+        elif isinstance(source, str | os.PathLike):
+            yield str(source), source
+        else:
+            yield str(getattr(source, "name", "") or f"picture {number}"), source

@@ -1,0 +1,378 @@
+"""Decode once: the pictures of a folder as one uint8 array on disk, found again by a key."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+import platformdirs
+from PIL import Image
+from tqdm import tqdm
+
+from fer_helpers.layouts import DataError, Listing
+
+Loaded = TypeVar("Loaded")
+
+FORMAT = 1  # raise it whenever what is written, or how a picture is decoded, changes
+CHUNK = 256  # pictures per task: large enough to hide the overhead, 20 MB at 160 px RGB
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """The decoded pictures of one listing.
+
+    Attributes:
+        pixels: uint8 (M, H, W, C), one row per listed file (rows of bad files are zero).
+        hashes: bytes (M,), BLAKE2b hex of each picture's decoded pixels before any resize.
+        native: str (M,), mode and size in the file, "L 48x48".
+        bad: `{position: reason}` of the files that could not be read.
+        content_hash: SHA-256 hex over sorted names and file bytes: the same on every machine.
+        notes: what a reader should know: sizes brought together, no cache, ...
+    """
+
+    pixels: np.ndarray
+    hashes: np.ndarray
+    native: np.ndarray
+    bad: dict[int, str]
+    content_hash: str
+    notes: tuple[str, ...] = ()
+
+
+class _Picture(NamedTuple):
+    """One file, decoded: `pixels` is None and `problem` says why if that failed."""
+
+    digest: bytes
+    pixels: np.ndarray | None = None
+    pixel_hash: str = ""
+    native: str = ""
+    size: tuple[int, int] = (0, 0)
+    problem: str = ""
+
+
+def default_cache_dir() -> Path:
+    """Where decoded pictures go unless the caller says otherwise: the user's cache folder."""
+    return Path(platformdirs.user_cache_dir("fer-helpers", appauthor=False))
+
+
+def cache_key(listing: Listing, size: int | None, grey: bool) -> str:
+    """Names a decoded store; changes whenever the folder or the way of decoding does."""
+    key = hashlib.sha256(f"{FORMAT} {size} {grey} {os.path.realpath(listing.folder)}\n".encode())
+    key.update("\n".join(listing.names).encode("utf-8", "surrogatepass"))
+    key.update(listing.stamps.astype("<i8").tobytes())
+    return key.hexdigest()[:32]
+
+
+def open_store(
+    listing: Listing,
+    relist: Callable[[], Listing],
+    *,
+    size: int | None = None,
+    grey: bool = False,
+    cache_dir: str | Path | None = None,
+    progress: bool | None = None,
+) -> Store:
+    """The decoded pictures of a listing: from the cache, or decoded now on every core.
+
+    All pictures get one size: the most common one of the folder, reduced to `size` where it is
+    larger. Pictures of another size are resized with Pillow's bilinear filter, which is
+    anti-aliased when it reduces; the others keep their exact pixels. Rotated, transparent and
+    16-bit files are read as prediction reads them.
+
+    Args:
+        listing: files to read.
+        relist: lists them again, to notice a folder that changes while it is read.
+        size: upper bound of height and width in pixels; None keeps the native size.
+        grey: decode to one channel (ITU-R 601-2 luma, as Pillow's "L").
+        cache_dir: folder of the cache; None takes the user's cache folder.
+        progress: show a progress bar; None shows it on a terminal only.
+
+    Raises:
+        DataError: the folder changed while it was being read, or no file of it can be read.
+    """
+    build = _Builder(listing, relist, size, grey, progress)
+    store, notes = cached(
+        cache_dir,
+        cache_key(listing, size, grey),
+        write=build.write,
+        load=lambda entry: _load(entry, len(listing.names)),
+        in_memory=build.in_memory,
+    )
+    return replace(store, notes=(*(f"{listing.role}: {note}" for note in notes), *store.notes))
+
+
+def cached(
+    cache_dir: str | Path | None,
+    key: str,
+    write: Callable[[Path], None],
+    load: Callable[[Path], Loaded],
+    in_memory: Callable[[], Loaded],
+) -> tuple[Loaded, tuple[str, ...]]:
+    """Load the cache entry `key`, writing it first where it is missing.
+
+    An entry appears complete or not at all: it is written beside its place and renamed. Of two
+    runs that build it at once, the slower takes what the faster wrote.
+
+    Args:
+        cache_dir: folder of the cache; None takes the user's cache folder.
+        key: name of the entry.
+        write: fills an empty folder.
+        load: reads an entry; raises OSError, ValueError, KeyError or EOFError if it is damaged.
+        in_memory: makes the same without a disk, for a cache that cannot be written.
+
+    Returns:
+        What `load` or `in_memory` made, and what to tell the reader.
+    """
+    folder = Path(cache_dir) if cache_dir else default_cache_dir()
+    entry = folder / key
+    notes = ()
+    if entry.is_dir():
+        try:
+            return load(entry), ()
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            shutil.rmtree(entry, ignore_errors=True)
+            notes = ("a damaged cache entry was thrown away and built again",)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder))
+        try:
+            write(temporary)
+            with contextlib.suppress(OSError):  # another run was faster: take what it wrote
+                os.replace(temporary, entry)
+            return load(entry), notes
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        note = (
+            f"the cache {folder} cannot be written ({reason}), so the decoded pictures stay in "
+            "memory and are decoded again next time"
+        )
+        return in_memory(), (*notes, note)
+
+
+def _load(entry: Path, count: int) -> Store:
+    about = json.loads((entry / "about.json").read_text(encoding="utf-8"))
+    pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
+    with np.load(entry / "table.npz", allow_pickle=False) as table:
+        hashes, native = table["hashes"], table["native"]
+    if not len(pixels) == len(hashes) == len(native) == count:
+        raise ValueError("the cache entry does not fit its key")
+    return Store(
+        pixels=pixels,
+        hashes=hashes,
+        native=native,
+        bad={int(position): reason for position, reason in about["bad"].items()},
+        content_hash=about["content_hash"],
+        notes=tuple(about["notes"]),
+    )
+
+
+class _Builder:
+    """Decodes one listing, to a folder or to memory."""
+
+    def __init__(self, listing, relist, size, grey, progress):
+        self.listing, self.relist, self.size, self.grey = listing, relist, size, grey
+        self.progress = progress
+
+    def write(self, folder: Path) -> None:
+        """Write the store into `folder`; chunk by chunk, so that memory stays flat."""
+        for target in self._targets():
+            with open(folder / "pixels.npy", "wb") as file:
+                shape = (len(self.listing.names), *target[::-1], 1 if self.grey else 3)
+                head = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, head)
+                self._decode(target, lambda start, chunk, file=file: file.write(chunk.data))
+        table = self.summary()
+        np.savez(folder / "table.npz", hashes=table.hashes, native=table.native)
+        about = {
+            "content_hash": table.content_hash,
+            "bad": {str(position): reason for position, reason in table.bad.items()},
+            "notes": table.notes,
+        }
+        (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    def in_memory(self) -> Store:
+        """The same store without a disk."""
+        for target in self._targets():
+            channels = 1 if self.grey else 3
+            pixels = np.zeros((len(self.listing.names), *target[::-1], channels), np.uint8)
+
+            def put(start, chunk, pixels=pixels):
+                pixels[start : start + len(chunk)] = chunk
+
+            self._decode(target, put)
+        pixels.flags.writeable = False
+        return replace(self.summary(), pixels=pixels)
+
+    def _targets(self) -> Iterator[tuple[int, int]]:
+        """Yield the size to decode to: a guess from a sample, then another if it was wrong."""
+        sample = self.listing.paths[:: max(1, len(self.listing.paths) // 64)]
+        with _quiet():
+            sizes = Counter(_read(path, self.grey, None).size for path in sample)
+        sizes.pop((0, 0), None)
+        guess = self._bounded(sizes) if sizes else (1, 1)
+        yield guess
+        right = self._bounded(self.sizes)
+        if right != guess:
+            yield right
+
+    def _bounded(self, sizes: Counter) -> tuple[int, int]:
+        most = max(sizes.values())
+        width, height = max(wh for wh, count in sizes.items() if count == most)
+        bound = self.size or max(width, height)
+        return min(width, bound), min(height, bound)
+
+    def _decode(self, target, put: Callable[[int, np.ndarray], object]) -> None:
+        """Decode every file on every core, handing over chunks (n, H, W, C) in order."""
+        paths = self.listing.paths
+        width, height = target
+        self.target, self.sizes, self.problems = target, Counter(), {}
+        self.digests = np.zeros((len(paths), 32), np.uint8)
+        self.hashes = np.zeros(len(paths), "S32")
+        self.native = np.zeros(len(paths), "U24")
+        channels = 1 if self.grey else 3
+
+        def task(start):
+            return [_read(path, self.grey, target) for path in paths[start : start + CHUNK]]
+
+        # Threads: Pillow and hashlib let go of the GIL while they work, and unlike processes
+        # they need nothing of the caller's script (spawn would import it again).
+        workers = (os.cpu_count() or 1) + 2
+        bar = tqdm(
+            total=len(paths),
+            desc=f"Decoding {self.listing.role}",
+            unit="img",
+            disable=None if self.progress is None else not self.progress,
+        )
+        with _quiet(), ThreadPoolExecutor(workers) as pool, bar:
+            for start, pictures in _in_order(pool, task, range(0, len(paths), CHUNK), workers * 2):
+                chunk = np.zeros((len(pictures), height, width, channels), np.uint8)
+                for i, picture in enumerate(pictures):
+                    self.digests[start + i] = np.frombuffer(picture.digest, np.uint8)
+                    if picture.problem:
+                        self.problems[start + i] = picture.problem
+                        continue
+                    chunk[i] = picture.pixels
+                    self.hashes[start + i] = picture.pixel_hash
+                    self.native[start + i] = picture.native
+                    self.sizes[picture.size] += 1
+                put(start, chunk)
+                bar.update(len(pictures))
+        self._check()
+
+    def _check(self) -> None:
+        now, then = self.relist(), self.listing
+        if now.names != then.names or not np.array_equal(now.stamps, then.stamps):
+            raise DataError(
+                f"{then.role}: {then.folder} changed while it was being read: wait until it is "
+                "unpacked or copied completely, then start again"
+            )
+        if not self.sizes:
+            raise DataError(
+                f"{then.role}: none of the {len(then.names)} files in {then.folder} can be read "
+                f"as a picture (the first, {then.names[0]}: {self.problems[0]}): unzip the "
+                "dataset again"
+            )
+
+    def summary(self) -> Store:
+        """The decoded table, without pixels."""
+        content = hashlib.sha256()
+        for name, digest in zip(self.listing.names, self.digests, strict=True):
+            content.update(name.encode("utf-8", "surrogatepass") + b"\0" + digest.tobytes())
+        notes = []
+        if len(self.sizes) > 1:
+            shown = ", ".join(f"{w}x{h} ({n})" for (w, h), n in self.sizes.most_common(3))
+            notes.append(
+                f"{self.listing.role}: {len(self.sizes)} picture sizes ({shown}, ...) brought to "
+                f"{self.target[0]}x{self.target[1]} pixels (anti-aliased bilinear)"
+            )
+        elif (only := next(iter(self.sizes))) != self.target:
+            notes.append(
+                f"{self.listing.role}: {only[0]}x{only[1]} pictures reduced to "
+                f"{self.target[0]}x{self.target[1]} pixels (anti-aliased bilinear)"
+            )
+        return Store(
+            pixels=np.empty(0, np.uint8),
+            hashes=self.hashes,
+            native=self.native,
+            bad=self.problems,
+            content_hash=content.hexdigest(),
+            notes=tuple(notes),
+        )
+
+
+def _in_order(pool, task, starts, ahead: int) -> Iterator[tuple[int, list[_Picture]]]:
+    """Results of `task` in order, with at most `ahead` tasks begun before they are asked for."""
+    waiting = []
+    for start in starts:
+        waiting.append((start, pool.submit(task, start)))
+        if len(waiting) > ahead:
+            begun, future = waiting.pop(0)
+            yield begun, future.result()
+    for begun, future in waiting:
+        yield begun, future.result()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Pillow's remarks on odd files are no news here, but a decompression bomb is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _read(path: str, grey: bool, target: tuple[int, int] | None) -> _Picture:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        return _Picture(bytes(32), problem=f"cannot be opened ({error.strerror or error})")
+    digest = hashlib.sha256(data).digest()
+    if not data:
+        return _Picture(digest, problem="empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mode = image.mode
+            native = _upright(image).convert("L" if grey else "RGB")
+    # Broken files raise OSError, ValueError, SyntaxError, struct.error and more, by format.
+    except Exception as error:
+        first = str(error).split("<")[0].strip() or type(error).__name__
+        return _Picture(digest, problem=f"not a readable picture ({first})")
+    raw = np.asarray(native)
+    fingerprint = hashlib.blake2b(np.int32(raw.shape).tobytes(), digest_size=16)
+    fingerprint.update(raw)
+    if target and native.size != target:
+        raw = np.asarray(native.resize(target, Image.Resampling.BILINEAR))
+    return _Picture(
+        digest,
+        pixels=raw.reshape(*raw.shape[:2], -1),
+        pixel_hash=fingerprint.hexdigest(),
+        native=f"{mode} {native.width}x{native.height}",
+        size=native.size,
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as prediction would read it: upright, 8 bits, without transparency."""
+    rotated = image.getexif().get(0x0112, 1) in range(2, 9)
+    if image.mode in ("L", "RGB") and not rotated and not image.has_transparency_data:
+        return image
+    # Odd files only: reading ordinary datasets must not cost the import of torch.
+    from fer_helpers.preprocess import plain_image
+
+    return plain_image(image)

@@ -1,0 +1,520 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Facial Emotion Recognition
+#
+# A ResNet-34 with spatial attention learns eight emotions on AffectNet, is adapted to the seven of
+# FER2013, and is then evaluated so that a reviewer can believe it: every number says which images it
+# was taken on, how sure it is, and what it would be without the test images that also stand in train.
+#
+# **How to use this notebook**
+#
+# - *Kaggle*: attach both datasets, choose GPU T4, press *Run all*.
+# - *Your own machine*: `papermill "Facial Emotion Recognition.ipynb" out.ipynb -f params/local.yaml`.
+# - *No data at hand*: just run it. It then draws its own faces and says so loudly.
+# - *To change something*: edit the parameters below, or give papermill another file of them.
+
+# %% [markdown]
+# ## Settings
+#
+# Every choice of the workflow is one of these parameters. The defaults are the original notebook's
+# recipe at Kaggle's paths; the files in `params/` hold complete sets for other machines.
+
+# %% tags=["parameters"]
+# Data: the value "drawn" in all three folders asks for the embedded drawn faces
+AFFECTNET_DIR: str = "/kaggle/input/balanced-affectnet"  # holds train and val, and test if there is one
+FER_TRAIN_DIR: str = "/kaggle/input/fer2013/train"  # a folder per class
+FER_TEST_DIR: str = "/kaggle/input/fer2013/test"  # file names tell PublicTest from PrivateTest
+PHASES: str = "both"  # both, affectnet or fer2013
+MAX_IMAGES: int = 0  # per split, for a quick try; 0 takes all
+MAX_BAD_SHARE: float = 0.01  # share of unreadable files that is skipped; more is an error
+SELECTION_SIZE: int = 3000  # faces cut from train to choose on where no split is meant for it
+DROP_TEST_TWINS: bool = False  # leave out training faces that also stand in test
+DROP_CONFLICTS: bool = False  # leave out identical training faces with different labels
+DROP_BLANKS: bool = False  # leave out training images of one single value
+FERPLUS_VOTES: str = ""  # CSV of FER+ votes keyed by file name, for the label-noise view
+EXTRA_TEST_DIRS: str = ""  # more folders to score, separated by commas
+# Run
+OUTPUT_DIR: str = "runs"  # each run gets a folder in here
+RUN_NAME: str = ""  # empty takes the date and time
+RESUME: str = "auto"  # auto, never, or a run folder to continue
+CACHE_DIR: str = ""  # for decoded images; empty takes the user's cache folder
+SEED: int = 42  # everything random follows from it
+DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1 or mps
+PRECISION: str = "auto"  # auto, fp32, bf16 or fp16
+COMPILE: bool = False  # torch.compile, a minute or two at the start of each phase
+TIME_BUDGET_MINUTES: float = 0.0  # stop training cleanly after this; 0 never stops
+# Input
+IMAGE_SIZE: int = 224  # pixels, both sides, of what the network sees
+INPUT_CHANNELS: int = 3  # 3, or 1 for a network that sees grey
+AFFECTNET_GREY: bool = False  # phase 1 in grey, as phase 2 always is
+BATCH_SIZE: int = 32
+# Model
+BACKBONE: str = "resnet34"  # resnet18, resnet50, efficientnet_b0, convnext_tiny, vit_b_16 and others
+PRETRAINED: str = "imagenet"  # imagenet, none, or a file of weights
+ATTENTION: str = "spatial"  # none, spatial, channel, se or cbam
+ATTENTION_PLACE: str = "last"  # after the last stage, or each (ResNets)
+ATTENTION_SAFE_START: bool = False  # start as if there were no attention
+STEM: str = "imagenet"  # imagenet, or small1 and small2 for small faces (3x3, stride 1 or 2)
+WIDTH: int = 64  # channels of a ResNet's first stage
+DROPOUT: float = 0.4  # before the head
+HEAD_HIDDEN: int = 256  # units of the head's hidden layer; 0 for none
+HEAD_DROPOUT: float = 0.3  # after the hidden layer
+CARRY_HEAD: bool = False  # phase 2 keeps the head's rows of the seven shared emotions
+# Training
+AFFECTNET_EPOCHS: int = 15
+FER_EPOCHS: int = 12
+OPTIMIZER: str = "adam"  # adam, adamw or sgd (Nesterov, momentum 0.9)
+AFFECTNET_LR: float = 0.0001  # learning rate of phase 1
+FER_LR_BACKBONE: float = 0.00001  # phase 2 learns at three rates
+FER_LR_ATTENTION: float = 0.00005
+FER_LR_HEAD: float = 0.001
+WEIGHT_DECAY: float = 0.0001
+DECAY_NORMS: bool = True  # weight decay also on norms and biases
+SCHEDULE: str = "plateau"  # plateau (on the selection accuracy), cosine or onecycle
+WARMUP: float = 0.0  # share of the steps in which the learning rate rises
+PLATEAU_FACTOR: float = 0.5
+PLATEAU_PATIENCE: int = 3  # epochs
+LOSS: str = "cross_entropy"  # cross_entropy or focal
+FOCAL_GAMMA: float = 2.0
+LABEL_SMOOTHING: float = 0.1
+CLASS_WEIGHTS: str = "balanced"  # balanced, effective or none
+LOGIT_ADJUSTMENT: float = 0.0  # strength of the prior in the loss (Menon et al. 2021)
+SAMPLER: str = "shuffle"  # shuffle, or balanced for equally frequent classes
+MIXUP: float = 0.0  # alpha; 0 is off
+CUTMIX: float = 0.0  # alpha; 0 is off
+MIX_PROBABILITY: float = 0.5  # share of batches that are mixed
+MIX_UNTIL: float = 1.0  # share of the steps after which mixing ends
+EMA: float = 0.0  # decay of the running average of the weights; 0 is off
+CLIP_NORM: float = 0.0  # largest norm of a gradient; 0 is off
+EARLY_STOP: int = 0  # epochs without a better selection accuracy; 0 never stops
+KEEP: str = "best"  # best epoch on the selection set, or last
+AFFECTNET_DETAIL_EVERY: int = 5  # epochs between detailed evaluations; 0 for none
+FER_DETAIL_EVERY: int = 3
+# Augmentation
+FLIP: float = 0.5  # probability
+AFFECTNET_ROTATION: float = 8.0  # degrees, to both sides
+FER_ROTATION: float = 12.0
+AFFECTNET_SHIFT: float = 0.0  # share of the side
+FER_SHIFT: float = 0.08
+SCALE: float = 0.0  # 0.15 zooms by 0.85 to 1.15
+AFFECTNET_JITTER: float = 0.15  # brightness and contrast
+FER_JITTER: float = 0.25
+AFFECTNET_ERASE: float = 0.0  # probability of an erased box
+FER_ERASE: float = 0.15
+ERASE_MIN: float = 0.02  # area of the box as a share of the picture
+ERASE_MAX: float = 0.12
+PADDING: str = "zeros"  # zeros, reflection or border, for what is turned into the picture
+AUGMENT_POLICY: str = "none"  # none, or trivial (TrivialAugmentWide)
+# Evaluation, exploring, prediction
+TTA_VIEWS: int = 10  # deterministic views averaged for the second accuracy; 1 is off
+BOOTSTRAP: int = 10000  # draws behind each interval; 0 for none
+MIN_CONFIDENCE: float = 0.0  # below this share a prediction says that it is unsure
+ROBUSTNESS: bool = True  # curves over blur, noise, darkness and others
+EMBEDDING: bool = True  # the t-SNE map
+PHOTO: str = ""  # a photo of your own to predict: a path or an address
+GDOWN_ID: str = ""  # the id of a photo on Google Drive
+HELPERS_URL: str = ""  # where to install fer_helpers from if it is not here
+
+# %% [markdown]
+# ## Setup
+#
+# The notebook itself is thin: model, training loop, data and figures live in the package
+# `fer_helpers`, where each of them can be read as a short essay.
+
+# %% tags=["nbval-ignore-output"]
+try:
+    import fer_helpers  # noqa: F401
+except ModuleNotFoundError:
+    if not HELPERS_URL:
+        raise ModuleNotFoundError(
+            "fer_helpers is not here: run `make kaggle` and import build/kaggle/*.ipynb, or set "
+            "HELPERS_URL to where it can be installed from."
+        ) from None
+    # %pip install -q --no-deps {HELPERS_URL}
+
+# %%
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from IPython.display import display
+
+from fer_helpers import plots, runs
+from fer_helpers.augment import Augment
+from fer_helpers.checkpoints import save_model
+from fer_helpers.config import Config, settle_data
+from fer_helpers.data import load_affectnet, load_fer2013
+from fer_helpers.demo_faces import write_demo_faces
+from fer_helpers.evaluation import chi_square, chi_square_text, report_text, scores_text, softmax
+
+# %%
+from fer_helpers.inference import attention_maps, embed, pick_device, pick_precision
+from fer_helpers.models import build_model, describe, swap_head
+from fer_helpers.prediction import predict_single_image
+from fer_helpers.preprocess import Preprocess
+from fer_helpers.protocol import describe_selection, score_table, score_tests
+from fer_helpers.sources import download_example
+from fer_helpers.store import default_cache_dir
+from fer_helpers.training import estimate_minutes, train_phase
+
+# %% [markdown]
+# The parameters become one checked object: a misspelled name, a wrong type or a value out of range
+# stops here, all of them at once, and not after an hour of training.
+
+# %% tags=["nbval-check-output"]
+config, banner = settle_data(Config.from_notebook(globals()))
+BATCH_SIZE, IMAGE_SIZE = config.batch_size, config.image_size
+print(banner or "Real faces.")
+
+# %% [markdown]
+# Where to compute, how precisely, and where the results go. One run has one folder: parameters,
+# checkpoints, numbers, figures and the model card.
+
+# %% tags=["nbval-ignore-output"]
+device = pick_device(config.device)
+precision = pick_precision(config.precision, device)
+run = runs.open_run(
+    config.output_dir, config.run_name, config.to_dict(), config.fingerprint(), config.resume,
+    origin="drawn" if config.drawn else "real",
+)  # fmt: skip
+started = time.monotonic()
+deadline = started + 60 * config.time_budget_minutes if config.time_budget_minutes else None
+print(f"Computing on {device} in {precision}. {run.sentence}")
+
+# %% [markdown]
+# ## Data
+#
+# - **AffectNet** (phase 1): eight classes, color. The Kaggle set is balanced by augmentation.
+# - **FER2013** (phase 2): seven classes, 48x48 grey. The file names tell the official split:
+#   choices are made on PublicTest and PrivateTest is scored once, where both are present.
+#
+# The sentences printed here say which rule was applied.
+
+# %%
+AFFECTNET_DIR, FER_TRAIN_DIR, FER_TEST_DIR = (
+    config.affectnet_dir, config.fer_train_dir, config.fer_test_dir
+)  # fmt: skip
+cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+if config.drawn:
+    drawn = write_demo_faces(cache / "drawn-faces")
+    AFFECTNET_DIR, FER_TRAIN_DIR = drawn / "affectnet", drawn / "fer2013" / "train"
+    FER_TEST_DIR = drawn / "fer2013" / "test"
+reading = {
+    name: getattr(config, name) for name in ("selection_size", "max_images", "max_bad_share")
+} | {"cache_dir": cache, "size": IMAGE_SIZE}
+
+# %% tags=["nbval-check-output"]
+affectnet = fer = None
+if config.phases != "fer2013":
+    affectnet = load_affectnet(AFFECTNET_DIR, grey=config.affectnet_grey, **reading)
+if config.phases != "affectnet":
+    fer = load_fer2013(FER_TRAIN_DIR, FER_TEST_DIR, **reading)
+datasets = {name: s for name, s in (("affectnet", affectnet), ("fer2013", fer)) if s is not None}
+for splits in datasets.values():
+    print(splits.sentence)
+    for note in splits.notes:
+        print("  -", note)
+
+# %% tags=["nbval-check-output"]
+AFFECTNET_CLASSES = affectnet.train.class_names if affectnet else ()
+FER_CLASSES = fer.train.class_names if fer else ()
+print("AFFECTNET_CLASSES", AFFECTNET_CLASSES)
+print("FER_CLASSES      ", FER_CLASSES)
+note = "drawn faces" if config.drawn else ""
+
+
+def show(figure, name):
+    """Keep a figure in the run folder and show it."""
+    runs.save_figure(run, figure, name)
+    display(figure)
+
+
+# %% [markdown]
+# How many faces of each class there are, and some of them at random.
+
+# %%
+for name, splits in datasets.items():
+    parts = {"train": splits.train, "selection": splits.selection, "test": splits.tests[0]}
+    counts = {part: faces.counts() for part, faces in parts.items() if faces is not None}
+    title = f"{splits.train.dataset}: faces per class"
+    show(plots.plot_class_counts(counts, splits.train.class_names, title=title, note=note),
+         f"{name}-classes")  # fmt: skip
+
+# %%
+chance = np.random.default_rng(config.seed)
+for name, splits in datasets.items():
+    train = splits.train
+    rows = [
+        train.images(chance.choice(np.flatnonzero(train.labels == k), 8))
+        for k in range(len(train.class_names))
+    ]
+    title = f"{train.dataset}: random training faces"
+    show(plots.plot_samples(rows, train.class_names, title=title, note=note), f"{name}-samples")
+
+# %% [markdown]
+# ## Augmentation
+#
+# Training sees each face a little turned, moved, brighter or darker, and sometimes with a box
+# missing. All of it is one resampling of a whole batch, on the device. Phase 2 always works in grey.
+
+# %% tags=["nbval-check-output"]
+channels = config.input_channels
+affectnet_transforms = {
+    "train": Augment(**config.augment_kwargs("affectnet")),
+    "val": Preprocess(size=IMAGE_SIZE, channels=channels, grey=config.affectnet_grey),
+}
+fer_transforms = {
+    "train": Augment(**config.augment_kwargs("fer2013")),
+    "val": Preprocess(size=IMAGE_SIZE, channels=channels, grey=True),
+}
+transforms = {"affectnet": affectnet_transforms, "fer2013": fer_transforms}
+print(fer_transforms["train"])
+print(fer_transforms["val"])
+
+# %%
+for name, splits in datasets.items():
+    train, pre = splits.train, transforms[name]["val"]
+    faces = train.images(chance.choice(len(train), 6, replace=False))
+    batch = torch.from_numpy(faces).permute(0, 3, 1, 2)
+    generator = torch.Generator().manual_seed(config.seed)
+    augmented = pre.undo(transforms[name]["train"](batch, pre, generator))
+    title = f"{train.dataset}: what augmentation does"
+    show(plots.plot_augmentation(augmented, faces, title=title, note=note), f"{name}-augmentation")
+
+# %% [markdown]
+# ## Phase 1: AffectNet, 8 classes
+#
+# The network: a backbone that turns a face into a map of features, the spatial attention that
+# weighs the places of this map, and a small head that answers.
+
+# %% tags=["nbval-check-output"]
+final, stopped = None, ""
+torch.manual_seed(config.seed)
+classes = (affectnet or fer).train.class_names
+model = build_model(len(classes), **config.model_kwargs())
+print(describe(model))
+
+# %% [markdown]
+# Before training, a few steps are timed: better to know now than to wonder later.
+
+# %% tags=["nbval-ignore-output"]
+minutes = 0.0
+for name, splits in datasets.items():
+    minutes += estimate_minutes(
+        model if name == "affectnet" or affectnet is None else swap_head(
+            build_model(len(classes), **{**config.model_kwargs(), "pretrained": "none"}),
+            classes, FER_CLASSES),
+        splits.train, splits.selection, config.recipe(name), device=device, precision=precision,
+        preprocess=transforms[name]["val"], augment=transforms[name]["train"],
+    )  # fmt: skip
+faster = "a GPU, a smaller IMAGE_SIZE or WIDTH, or fewer epochs"
+print(f"Training will take about {minutes:.0f} minutes here; faster: {faster}.")
+
+# %%
+machine = {
+    "seed": config.seed, "device": device, "precision": precision, "compile": config.compile,
+    "deadline": deadline, "commit": runs.code_version(), "extra": {"origin": run.origin},
+}  # fmt: skip
+timing = {}
+if affectnet:
+    pre = affectnet_transforms["val"]
+    phase1 = train_phase(
+        model, affectnet.train, affectnet.selection, config.recipe("affectnet"),
+        run.folder / "affectnet", name="AffectNet", preprocess=pre,
+        augment=affectnet_transforms["train"], **machine,
+    )  # fmt: skip
+    final, stopped = "affectnet", phase1.stopped
+
+# %%
+if affectnet:
+    runs.write_history(run, "affectnet", phase1.history)
+    timing["affectnet"] = sum(row["seconds"] for row in phase1.history)
+    figure = plots.plot_history(
+        phase1.history, phase="Phase 1: AffectNet", selection_name=phase1.selection_name,
+        best_epoch=phase1.best_epoch, note=note,
+    )  # fmt: skip
+    show(figure, "affectnet-history")
+
+# %% [markdown]
+# Phase 1 is scored once, on images that nothing was chosen on.
+
+# %%
+scoring = {
+    "views": config.tta_views, "bootstrap": config.bootstrap, "seed": config.seed,
+    "device": device, "precision": precision,
+}  # fmt: skip
+metrics = {"results": [], "training": {}}
+if affectnet:
+    early = f"training was stopped early ({stopped})" if stopped else ""
+    scores, temperature = score_tests(model, affectnet, pre, note=early, **scoring)
+    metrics["results"] += [entry for score in scores for entry in score.entries]
+    metrics["training"]["affectnet"] = {
+        "best_epoch": phase1.best_epoch, "selection_set": describe_selection(affectnet.selection),
+        "stopped": phase1.stopped,
+    }  # fmt: skip
+    display(score_table(scores))
+
+# %% [markdown]
+# ## Phase 2: FER2013, 7 classes
+#
+# The head is exchanged *by class name*: Contempt has no partner in FER2013 and is dropped. Backbone,
+# attention and head then learn at three different rates, the new head fastest.
+
+# %%
+if fer and not stopped:
+    if affectnet:
+        generator = torch.Generator().manual_seed(config.seed)
+        model = swap_head(
+            model, AFFECTNET_CLASSES, FER_CLASSES, carry=config.carry_head, generator=generator
+        )
+    pre = fer_transforms["val"]
+    phase2 = train_phase(
+        model, fer.train, fer.selection, config.recipe("fer2013"), run.folder / "fer2013",
+        name="FER2013", preprocess=pre, augment=fer_transforms["train"], **machine,
+    )  # fmt: skip
+    final, stopped = "fer2013", phase2.stopped
+
+# %%
+if final == "fer2013":
+    runs.write_history(run, "fer2013", phase2.history)
+    timing["fer2013"] = sum(row["seconds"] for row in phase2.history)
+    metrics["training"]["fer2013"] = {
+        "best_epoch": phase2.best_epoch, "selection_set": describe_selection(fer.selection),
+        "stopped": phase2.stopped,
+    }  # fmt: skip
+    figure = plots.plot_history(
+        phase2.history, phase="Phase 2: FER2013", selection_name=phase2.selection_name,
+        best_epoch=phase2.best_epoch, note=note,
+    )  # fmt: skip
+    show(figure, "fer2013-history")
+
+# %% [markdown]
+# ## Evaluation
+#
+# - The *headline* is the first row: one view, images that nothing was chosen on.
+# - *Views*: the mean over mirrored and slightly moved copies, always the same ones.
+# - *Leak-free*: without the test images that also stand in train.
+# - The interval says how far the accuracy would move with other images of the same kind.
+
+# %%
+splits = datasets[final]
+class_names = splits.train.class_names
+if final == "fer2013":
+    early = f"training was stopped early ({stopped})" if stopped else ""
+    scores, temperature = score_tests(model, splits, pre, note=early, **scoring)
+    metrics["results"] = [e for score in scores for e in score.entries] + metrics["results"]
+headline = scores[0]
+test, numbers = headline.test, headline.numbers
+confusion = np.array(numbers["confusion"])
+about = f"{test.dataset} {test.split}, {len(test):,} images" + (f", {note}" if note else "")
+display(score_table(scores))
+
+# %%
+print(scores_text(numbers, about))
+print()
+print(report_text(confusion, class_names))
+
+# %% [markdown]
+# Which class is taken for which: first as counts, then as shares of each true class.
+
+# %%
+show(plots.plot_confusion(confusion, class_names, note=about), "confusion")
+
+# %%
+show(plots.plot_class_accuracy(confusion, class_names, note=about), "class-accuracy")
+show(plots.plot_class_scores(numbers["per_class"], note=about), "class-scores")
+
+# %% [markdown]
+# Is that more than chance, and which confusions stand out? The chi-square test answers the first
+# question, and nearly every network passes it; the lists below it answer the second.
+
+# %%
+print(chi_square_text(chi_square(confusion, class_names)))
+
+# %% [markdown]
+# ## Explore
+#
+# Faces that the network gets wrong, chosen at random, with what it would have bet.
+
+# %%
+probabilities = softmax(headline.logits, temperature)
+predicted = probabilities.argmax(1)
+wrong = np.flatnonzero(predicted != test.labels)
+names = np.array(class_names)
+
+
+def mistakes(positions, title):
+    """Faces of the test set with truth, prediction and confidence."""
+    return plots.plot_mistakes(
+        test.images(positions), names[test.labels[positions]], names[predicted[positions]],
+        probabilities[positions].max(1), title=title, note=about,
+    )  # fmt: skip
+
+
+# %%
+some = np.sort(chance.choice(wrong, min(12, len(wrong)), replace=False))
+if len(some):
+    show(mistakes(some, "Misclassified faces, at random"), "mistakes")
+else:
+    print("No face of the test set was misclassified.")
+
+# %% [markdown]
+# ## Single-image prediction
+#
+# One picture in, one answer out, through exactly the pixels that training saw. Below: a random test
+# face, and, where the parameters name one, a photo of your own and one from Google Drive.
+
+# %%
+position = int(chance.integers(len(test)))
+answer = predict_single_image(
+    test.images([position])[0], model, transform=fer_transforms["val"], class_names=class_names,
+    crop="none",
+)  # fmt: skip
+print(f"truth {names[test.labels[position]]}, answer {answer.label} ({answer.confidence:.1f} %)")
+
+# %%
+PHOTOS = [PHOTO] if PHOTO else []
+if GDOWN_ID:
+    PHOTOS.append(download_example(GDOWN_ID, run.folder))
+for photo in PHOTOS:
+    answer = predict_single_image(
+        photo, model, transform=fer_transforms["val"], class_names=class_names,
+        min_confidence=config.min_confidence,
+    )  # fmt: skip
+    print(Path(photo).name, answer.label, f"{answer.confidence:.1f} %", answer.note)
+if not PHOTOS:
+    print("Set PHOTO to a path or an address, or GDOWN_ID, to see the answer for a photo.")
+
+# %% [markdown]
+# ## Save
+#
+# The run folder now gets what was not written on the way: the model with its class names,
+# preprocessing and temperature, every number with its stamp, and every prediction.
+
+# %%
+extra = {"origin": run.origin, "dataset": test.dataset, "run": run.name}
+save_model(
+    run.path("model.safetensors"), model, class_names, pre, temperature=temperature, extra=extra
+)
+for score in scores:
+    runs.write_predictions(
+        run, files=score.test.files, labels=score.test.labels, class_names=class_names,
+        probabilities=softmax(score.logits, temperature), dataset=score.test.dataset,
+        split=score.test.split, leak_free=score.test.leak_free,
+    )  # fmt: skip
+
+# %% tags=["nbval-ignore-output"]
+runs.write_metrics(run, metrics)
+runs.write_timing(run, {**timing, "total": time.monotonic() - started})
+if not stopped:
+    run.finish()
+print(f"Saved in {run.folder}:")
+print("\n".join(f"  {path.name}" for path in sorted(run.folder.iterdir())))

@@ -1,0 +1,243 @@
+"""Reading run folders back, comparing them, and other people's datasets."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fer_helpers import comparison
+from fer_helpers.comparison import RunError, compare, read_run, read_runs, write_made_up_run
+from fer_helpers.evaluation import mcnemar
+from fer_helpers.runs import stamp, write_predictions
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, seed, skill in (("plain 1", 1, 2.5), ("plain 2", 2, 2.5), ("better", 3, 4.0)):
+        write_made_up_run(folder, name, seed=seed, skill=skill)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(folder):
+    records, skipped = read_runs(comparison.find_runs(folder))
+    assert not skipped
+    return records
+
+
+def test_a_run_comes_back_as_it_was_written(folder):
+    record = read_run(folder / "plain 1")
+    written = json.loads((folder / "plain 1" / "metrics.json").read_text(encoding="utf-8"))
+    assert record.metrics == written
+    assert (record.name, record.origin, record.finished) == ("plain 1", "drawn", True)
+    assert record.params == {"SEED": 1, "SKILL": 2.5}
+    assert sorted(set(record.history["phase"])) == ["affectnet", "fer2013"]
+    assert record.predictions.filter(like="p_").to_numpy().sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_predictions_and_metrics_tell_the_same_accuracy(records):
+    for record in records:
+        for result in record.metrics["results"]:
+            table = record.predictions
+            table = table[table["split"] == result["stamp"]["split"]]
+            right = table["truth"] == table["prediction"]
+            assert right.mean() == pytest.approx(result["numbers"]["accuracy"])
+            kept = table["leak_free"] == "True"
+            assert right[kept].mean() == pytest.approx(result["leak_free"]["accuracy"])
+
+
+def test_the_table_has_the_numbers_of_the_metrics(records):
+    table = compare(records)
+    assert len(table) == 6
+    for record in records:
+        for result in record.metrics["results"]:
+            stamped = result["stamp"]
+            line = table[(table["run"] == record.name) & (table["split"] == stamped["split"])]
+            line = line.iloc[0]
+            assert line["accuracy"] == result["numbers"]["accuracy"]
+            assert [line["low"], line["high"]] == result["numbers"]["accuracy_interval"]
+            assert line["leak_free_accuracy"] == result["leak_free"]["accuracy"]
+            assert line["n"] == stamped["n"]
+            assert line["origin"] == "drawn"
+
+
+def test_seeds_are_summed_up_by_hand(records):
+    table = comparison.compare_seeds(records)
+    assert list(table["split"]) == ["PrivateTest", "PublicTest"]
+    assert list(table["runs"]) == ["plain 1, plain 2"] * 2
+    values = [r.metrics["results"][0]["numbers"]["accuracy"] for r in records if "plain" in r.name]
+    assert table.loc[0, "mean"] == pytest.approx(np.mean(values))
+    assert table.loc[0, "sd"] == pytest.approx(np.std(values, ddof=1))
+    assert list(comparison.compare_seeds(records[:2] * 2)["seeds"]) == []
+
+
+def test_mcnemar_is_the_one_on_the_joined_pictures(records):
+    pairs = comparison.mcnemar_pairs(records, "made-up", "PrivateTest")
+    assert len(pairs) == 3
+    right = {}
+    for record in records:
+        table = record.predictions[record.predictions["split"] == "PrivateTest"]
+        right[record.name] = (table["truth"] == table["prediction"]).to_numpy(bool)
+    for pair in pairs.to_dict("records"):
+        expected = mcnemar(right[pair["run_a"]], right[pair["run_b"]])
+        assert pair["p_value"] == expected["p_value"]
+        assert pair["difference"] == pytest.approx(expected["difference"])
+        assert pair["p_holm"] >= pair["p_value"]
+        assert pair["n"] == 150
+    matrix = comparison.mcnemar_matrix(pairs, "p_value")
+    assert matrix.loc["better", "plain 1"] == matrix.loc["plain 1", "better"]
+    assert matrix.loc["better", "plain 1"] < 0.05
+    assert np.isnan(np.diag(matrix)).all()
+
+
+@pytest.mark.parametrize(
+    ("files", "labels", "note"),
+    [
+        (["x.png", "y.png"], [0, 1], "no file in common"),
+        (["test/PrivateTest_0.png", "y.png"], None, "only the files that both have"),
+        (["test/PrivateTest_0.png", "y.png"], "other", "1 of 1 labels differ"),
+        (["a.png", "a.png"], [0, 1], "not unique"),
+    ],
+)
+def test_runs_on_other_pictures_are_not_tested_silently(tmp_path, files, labels, note):
+    first = write_made_up_run(tmp_path, "first")
+    table = read_run(first.folder).predictions
+    truth = table[table["file"] == "test/PrivateTest_0.png"]["truth"].iloc[0]
+    classes = ("Anger", "Happy", "Sad", "Surprise")
+    if not isinstance(labels, list):
+        labels = [(classes.index(truth) + (labels == "other")) % 4, 0]
+    second = write_made_up_run(tmp_path, "second")
+    write_predictions(
+        second,
+        files=files,
+        labels=np.array(labels),
+        probabilities=np.full((2, 4), 0.25),
+        class_names=classes,
+        dataset="made-up",
+        split="PrivateTest",
+    )
+    records, _ = read_runs([first.folder, second.folder])
+    pairs = comparison.mcnemar_pairs(records, "made-up", "PrivateTest")
+    assert note in pairs.loc[0, "note"]
+    assert np.isnan(pairs.loc[0, "p_value"]) == (note != "only the files that both have")
+    assert comparison.mcnemar_pairs(records, "made-up", "nowhere").loc[0, "note"].startswith("one")
+
+
+def test_broken_folders_are_skipped_with_a_sentence(tmp_path):
+    whole = write_made_up_run(tmp_path, "whole")
+    (tmp_path / "empty").mkdir()
+    for name, file, text in (
+        ("stopped", "metrics.json", None),
+        ("cut", "metrics.json", '{"origin": "dr'),
+        ("hollow", "metrics.json", '{"origin": "drawn", "results": []}'),
+        ("foreign", "metrics.json", '{"origin": "drawn", "results": [[]]}'),
+        ("list", "metrics.json", "[]"),
+        ("old", "history.csv", "epoch\n1\n"),
+        ("garbage", "predictions.csv", "\xff\x00"),
+    ):
+        run = write_made_up_run(tmp_path, name)
+        if text is None:
+            (run.folder / file).unlink()
+        else:
+            (run.folder / file).write_text(text, encoding="latin-1")
+    names = ["whole", "empty", "stopped", "cut", "hollow", "foreign", "list", "old", "garbage"]
+    records, skipped = read_runs([tmp_path / name for name in [*names, "nowhere"]])
+    assert [record.name for record in records] == [whole.name]
+    assert len(skipped) == 9
+    for name, sentence in zip([*names[1:], "nowhere"], skipped, strict=True):
+        assert sentence.startswith("Skipped: ")
+        assert name in sentence
+        assert "\n" not in sentence
+
+
+def test_runs_without_history_or_predictions_are_still_compared(tmp_path):
+    run = write_made_up_run(tmp_path, "a")
+    for name in ("history.csv", "predictions.csv"):
+        (run.folder / name).unlink()
+    records, skipped = read_runs([run.folder])
+    assert not skipped
+    assert len(compare(records)) == 2
+    comparison.plot_histories(records)
+
+
+def test_equal_names_are_told_apart(tmp_path):
+    folders = [write_made_up_run(tmp_path / place, "a").folder for place in ("x", "y")]
+    records, _ = read_runs(folders)
+    assert [record.name for record in records] == ["x/a", "y/a"]
+
+
+def test_figures_say_drawn_and_take_any_name(tmp_path, records):
+    odd = [replace(records[0], name="_ a $x <b> & $y")]
+    for figure in (
+        comparison.plot_intervals(compare([*records, *odd])),
+        comparison.plot_histories([*records, *odd]),
+        comparison.plot_histories(records, "nothing"),
+    ):
+        figure.savefig(tmp_path / "figure.png")
+    assert any("drawn" in t.get_text() for t in comparison.plot_histories(records).texts)
+
+
+# Other people's datasets
+
+
+class Faces:
+    """As much of a `FaceSet` as is looked at."""
+
+    def __init__(self, pixels, dataset, content_hash="", split="train", class_names=(), labels=()):
+        self.pixels, self.dataset, self.split = pixels, dataset, split
+        self.content_hash = content_hash or dataset
+        self.class_names, self.labels = class_names, np.asarray(labels)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def images(self, positions):
+        return self.pixels[positions]
+
+
+def pictures(n, seed, channels=1):
+    return np.random.default_rng(seed).integers(256, size=(n, 6, 6, channels), dtype=np.uint8)
+
+
+def test_what_was_used_is_seen():
+    new = Faces(pictures(5, 0), "RAF-DB")
+    assert comparison.why_seen(new, [Faces(pictures(9, 1), "FER2013")]) == ""
+    assert "same files" in comparison.why_seen(new, [Faces(pictures(9, 1), "other", "RAF-DB")])
+    assert "was used" in comparison.why_seen(new, [Faces(pictures(9, 1), "raf-db", "another")])
+    shared = np.concatenate([pictures(9, 1), new.pixels[:2]])
+    assert comparison.why_seen(new, [Faces(shared, "FER2013")]).startswith("2 of 5")
+    in_color = Faces(np.repeat(shared, 3, axis=-1), "FER2013")
+    assert comparison.why_seen(new, [in_color]).startswith("2 of 5")
+
+
+def test_blank_pictures_make_nothing_seen():
+    blank = np.zeros((1, 6, 6, 1), dtype=np.uint8)
+    new = Faces(np.concatenate([pictures(3, 0), blank]), "RAF-DB")
+    used = Faces(np.concatenate([pictures(3, 1), blank]), "FER2013")
+    assert comparison.why_seen(new, [used]) == ""
+
+
+def test_a_foreign_set_is_scored_on_the_shared_classes():
+    # The model knows three classes, the set has two of them and one more, in another order.
+    new = Faces(
+        pictures(5, 0),
+        "CK+",
+        class_names=("Contempt", "Sad", "Anger"),
+        labels=[0, 1, 1, 2, 2],
+    )
+    logits = np.array([[9, 0, 0], [1, 9, 2], [3, 9, 2], [5, 9, 1], [1, 0, 2]], dtype=np.float32)
+    taken_on = stamp("test", 5, 1, 0, "none", "x", "drawn", dataset="CK+")
+    row = comparison.cross_dataset(
+        new, logits, ["Anger", "Happy", "Sad"], [new], taken_on, bootstrap=50
+    )
+    assert row["class_names"] == ["Anger", "Sad"]
+    assert (row["left_out"], row["stamp"]["n"]) == (1, 4)
+    # Without Happy: Sad, Anger (wrong), Anger, Sad (wrong).
+    assert row["numbers"]["accuracy"] == 0.5
+    assert row["numbers"]["confusion"] == [[1, 1], [1, 1]]
+    table = comparison.cross_dataset_table([row, {**row, "seen": ""}])
+    assert table["status"].str.startswith("seen").tolist() == [True, False]
+    with pytest.raises(RunError, match="shares 1"):
+        comparison.cross_dataset(new, logits, ["Anger", "x", "y"], [], taken_on)

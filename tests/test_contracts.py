@@ -1,0 +1,241 @@
+"""Promises of the repository as a whole: pairs, stored outputs, packaging, no private traces."""
+
+import ast
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import jupytext
+import nbformat
+import papermill
+import pytest
+import yaml
+from check_notebooks import problems
+from jupytext.config import load_jupytext_config
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import fer_helpers
+from notebooks import build
+
+ROOT = Path(__file__).resolve().parents[1]
+MAIN = ROOT / "Facial Emotion Recognition.ipynb"
+PLAIN = {  # nothing to look at
+    *("__init__", "__main__", "config", "checkpoints", "kaggle"),
+    *("layouts", "pretrained", "sources", "store"),
+}
+PAIRS = build.pairs()
+NOTEBOOKS = sorted({MAIN, *ROOT.glob("*.ipynb"), *ROOT.glob("notebooks/*.ipynb")})
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+def tracked() -> list[Path]:
+    """Every file that git knows, or would add."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def stored(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def printed(notebook: dict) -> str:
+    """All text that a notebook's outputs show."""
+    texts = []
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            texts.append(output.get("text", ""))
+            data = output.get("data", {})
+            texts += [text for kind, text in data.items() if not kind.startswith("image/")]
+    return "\n".join(str(text) for text in texts)
+
+
+# Pairs
+
+
+def test_every_module_with_something_to_show_is_paired():
+    modules = {path.stem for path in ROOT.glob("fer_helpers/*.py")}
+    assert {path.stem for path in PAIRS if path.parent.name == "fer_helpers"} == modules - PLAIN
+
+
+def test_every_notebook_has_a_script():
+    assert set(NOTEBOOKS) == set(PAIRS.values())
+
+
+@pytest.mark.parametrize("script", PAIRS, ids=named)
+def test_pair_has_the_same_content(script):
+    notebook = PAIRS[script]
+    assert notebook.exists(), f"{notebook.name} is missing: run `make notebooks`"
+    text = jupytext.writes(
+        jupytext.read(notebook), fmt="py:percent", config=load_jupytext_config(str(script))
+    )
+    assert text == script.read_text(encoding="utf-8"), "the pair differs: run `make notebooks`"
+
+
+@pytest.mark.parametrize("script", PAIRS, ids=named)
+def test_paired_script_has_no_main_guard_and_no_relative_import(script):
+    text = script.read_text(encoding="utf-8")
+    assert "__main__" not in text  # in the twin, __name__ is __main__
+    assert not re.search(r"^\s*from \.", text, re.MULTILINE)
+
+
+# Stored notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_notebook_may_be_committed(path):
+    assert problems(path) == []
+    nbformat.validate(stored(path))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_notebook_was_run_once_from_top_to_bottom(path):
+    code = [cell for cell in stored(path).cells if cell.cell_type == "code" and cell.source]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=named)
+def test_outputs_show_no_address_in_memory(path):
+    assert not re.search(r" at 0x[0-9a-f]{6,}", printed(stored(path)))
+
+
+def test_cells_of_the_main_notebook_are_short():
+    cells = [cell for cell in stored(MAIN).cells if cell.cell_type == "code"]
+    long = {
+        cell.source.splitlines()[0]: len(cell.source.splitlines())
+        for cell in cells
+        if len(cell.source.splitlines()) > 15 and "parameters" not in cell.metadata.get("tags", [])
+    }
+    assert not long
+
+
+def test_papermill_understands_the_parameters_cell():
+    parameters = papermill.inspect_notebook(str(MAIN))
+    cell = next(c for c in stored(MAIN).cells if "parameters" in c.metadata.get("tags", []))
+    lines = [line for line in ast.parse(cell.source).body if not isinstance(line, ast.Expr)]
+    assert list(parameters) == [line.target.id for line in lines]  # all are `NAME: type = value`
+    for name, found in parameters.items():
+        assert name.isupper(), name
+        assert found["inferred_type_name"] in {"str", "int", "float", "bool"}, name
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("params/*.yaml")), ids=named)
+def test_parameter_file_sets_declared_parameters(path):
+    declared = papermill.inspect_notebook(str(MAIN))
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert set(values) <= set(declared)
+
+
+# What must not be in any file
+
+PRIVATE = re.compile(
+    r"pypi\.|pythonhosted|conda\.anaconda|registry\.npm|deb\.debian"  # registries
+    r"|(?<![\w./~-])/(?:work|tmp|root|opt|home|Users)/",  # machines
+    re.IGNORECASE,
+)
+
+
+def test_no_registry_host_and_no_machine_path():
+    found = []
+    for path in tracked():
+        if path == Path(__file__).resolve():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture or weights
+        if path.suffix == ".ipynb":  # the letters of a picture may spell anything
+            notebook = json.loads(text)
+            sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+            text = "\n".join([*sources, printed(notebook), json.dumps(notebook["metadata"])])
+        found += [f"{path.relative_to(ROOT)}: {hit.group()}" for hit in PRIVATE.finditer(text)]
+    assert not found
+
+
+@pytest.mark.parametrize("name", ["data/x.jpg", "runs/x/metrics.json", "build/x", ".venv/x"])
+def test_datasets_and_results_are_ignored(name):
+    tracked()  # skips outside a checkout
+    assert subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode == 0
+
+
+# Packaging
+
+
+def requirements() -> list[str]:
+    extras = PROJECT["optional-dependencies"]
+    chosen = ("faces", "export", "explain", "kaggle", "dev")
+    return PROJECT["dependencies"] + [entry for extra in chosen for entry in extras[extra]]
+
+
+def test_conda_environment_installs_what_the_project_declares():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    pip = next(entry for entry in environment["dependencies"] if isinstance(entry, dict))["pip"]
+    assert pip[-1] == "-e ."
+    assert sorted(pip[:-1]) == sorted(requirements())
+
+
+def test_project_sets_lower_bounds_only():
+    for entry in requirements():
+        assert [part.operator for part in Requirement(entry).specifier] == [">="], entry
+
+
+def test_lock_pins_everything_and_nothing_else():
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    form = re.compile(r'[a-z0-9-]+==[0-9][\w.]*(; platform_system == "Linux")?')
+    assert [line for line in pins if not form.fullmatch(line)] == []
+    versions = {pin.name: next(iter(pin.specifier)).version for pin in map(Requirement, pins)}
+    for wanted in map(Requirement, requirements()):
+        assert versions[canonicalize_name(wanted.name)] in wanted.specifier
+
+
+def test_one_version_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert PROJECT["version"] == citation["version"] == fer_helpers.__version__
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_kaggle_template_says_everything_explicitly():
+    template = json.loads((ROOT / "kaggle-kernel-metadata.json").read_text(encoding="utf-8"))
+    owner, slug = template["id"].split("/")
+    assert owner == "YOUR_KAGGLE_USERNAME"
+    assert slug == re.sub(r"\W+", "-", template["title"].lower())  # else Kaggle renames it
+    assert template["language"] == "python"
+    assert template["kernel_type"] == "notebook"
+    assert template["is_private"] is True
+    assert template["enable_gpu"] is True
+    assert template["enable_tpu"] is False
+    assert template["enable_internet"] is True
+    assert template["machine_shape"] == "NvidiaTeslaT4"  # a plain GPU may be one without kernels
+    assert set(template["dataset_sources"]) == {
+        "msambare/fer2013",
+        "dollyprajapati182/balanced-affectnet",
+    }
+    for key in ("competition_sources", "kernel_sources", "model_sources", "keywords"):
+        assert template[key] == []
+
+
+def test_make_runs_the_commands_that_the_readme_shows():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert targets == set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in (
+        'papermill "Facial Emotion Recognition.ipynb" build/demo.ipynb -f params/demo.yaml',
+        "ruff format --check .",
+        "ruff check .",
+        "python -m pytest --nbval build/demo.ipynb",
+        "python notebooks/build.py",
+        "python -m fer_helpers.kaggle",
+        "kaggle kernels push -p build/kaggle",
+    ):
+        assert command in readme, command

@@ -1,0 +1,343 @@
+import http.server
+import importlib.util
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import traceback
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from fer_helpers import kaggle
+from fer_helpers.config import ConfigError
+from fer_helpers.kaggle import KaggleError, kaggle_user, package_modules, stage
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {  # what %%writefile or a careless copy would change
+    "__init__.py": b'"""Faces."""\n',
+    "empty.py": b"",
+    "no_newline.py": b"x = 1",
+    "blank_end.py": b"\n\nx = 1\n\n\n",
+    "windows.py": b"x = 1\r\n",
+    "quotes.py": 'x = """a\'b"""  # \\n {x} %%writefile é 😀\n'.encode(),
+    "part/__init__.py": b"\n",
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A checkout in small: a notebook, its parameter file, a package, the template."""
+    root = tmp_path / "project"
+    for name, content in MODULES.items():
+        path = root / "fer_helpers" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (root / "fer_helpers" / "weights").mkdir()
+    (root / "fer_helpers" / "weights" / "model.safetensors").write_bytes(b"weights")
+    cells = [
+        nbformat.v4.new_markdown_cell("# Faces", id="title"),
+        nbformat.v4.new_code_cell("SEED: int = 42", metadata={"tags": ["parameters"]}, id="given"),
+        nbformat.v4.new_code_cell(
+            "print(SEED)", outputs=[nbformat.v4.new_output("stream", text="42")], id="shown"
+        ),
+    ]
+    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernelspec, "data_origin": "drawn"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    nbformat.write(notebook, root / kaggle.NOTEBOOK)
+    (root / "params").mkdir()
+    (root / "params" / "kaggle.yaml").write_text("SEED: 7\nAFFECTNET_LR: 1e-3\n")
+    shutil.copy(ROOT / kaggle.TEMPLATE, root)
+    for name in ("KAGGLE_USERNAME", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    return root
+
+
+def stage_project(project, out="out", **keywords):
+    keywords = {"parameters": project / "params" / "kaggle.yaml", "user": "tester"} | keywords
+    return stage(project / out, root=project, **keywords)
+
+
+def unpack(notebook, folder):
+    """Run the embedding cell alone, as the first thing in an empty folder."""
+    cell = next(c for c in notebook.cells if kaggle.TAG in c.metadata.get("tags", []))
+    folder.mkdir()
+    code = cell.source + "\nassert not [name for name in globals() if name.isupper()]"
+    command = [sys.executable, "-"]  # as an argument it would be too long
+    done = subprocess.run(
+        command, input=code, cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"fer_helpers: {len(list(folder.rglob('*.py')))} modules\n"
+
+
+# Staging
+
+
+def test_embedded_modules_are_the_files_byte_for_byte(project, tmp_path):
+    notebook = nbformat.read(stage_project(project), as_version=4)
+    unpack(notebook, tmp_path / "empty")
+    package = tmp_path / "empty" / "fer_helpers"
+    found = {
+        path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*.*")
+    }
+    assert found == MODULES  # and no weights
+
+
+def test_staging_twice_gives_identical_bytes(project):
+    first, second = stage_project(project, "a").parent, stage_project(project, "b").parent
+    names = sorted(path.name for path in first.iterdir())
+    assert names == ["facial-emotion-recognition.ipynb", "kernel-metadata.json"]
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+        assert b"\r" not in (first / name).read_bytes()
+
+
+def test_staged_notebook_has_parameters_modules_commit_and_no_outputs(project, monkeypatch):
+    monkeypatch.setenv("FER_COMMIT", "abc123")
+    notebook = nbformat.read(stage_project(project), as_version=4)
+    nbformat.validate(notebook)
+    ids = ["title", "embedded-note", "embedded-modules", "given", "injected-parameters", "shown"]
+    assert [cell.id for cell in notebook.cells] == ids
+    assert "SEED = 7" in notebook.cells[4].source
+    assert notebook.metadata.commit == "abc123"
+    assert "os.environ[\"FER_COMMIT\"] = 'abc123'" in notebook.cells[2].source
+    assert "data_origin" not in notebook.metadata
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+def test_push_metadata_is_the_template_with_the_owner_set(project):
+    metadata = json.loads((stage_project(project).parent / "kernel-metadata.json").read_text())
+    template = json.loads((ROOT / kaggle.TEMPLATE).read_text())
+    assert metadata == {**template, "id": "tester/facial-emotion-recognition"}
+
+
+@pytest.mark.parametrize("file", ["kaggle.json", "credentials.json"])
+@pytest.mark.parametrize("folder", [".kaggle", ".config/kaggle"])
+def test_user_comes_from_the_configuration_and_the_key_goes_nowhere(
+    project, tmp_path, folder, file
+):
+    path = tmp_path / "home" / folder / file
+    path.parent.mkdir(parents=True)
+    path.write_text('{"username": "somebody", "key": "sesame", "refresh_token": "sesame"}')
+    staged = stage_project(project, user=None).parent
+    assert '"somebody/facial-emotion-recognition"' in (staged / "kernel-metadata.json").read_text()
+    assert not any("sesame" in path.read_text() for path in staged.iterdir())
+
+
+def test_environment_comes_before_the_configuration_file(project, tmp_path, monkeypatch):
+    assert kaggle_user() is None
+    (tmp_path / "kaggle.json").write_text('{"username": "file", "key": "sesame"}')
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    assert kaggle_user() == "file"
+    monkeypatch.setenv("KAGGLE_USERNAME", "environment")
+    assert kaggle_user() == "environment"
+
+
+def test_broken_configuration_is_named_but_not_quoted(project, tmp_path, monkeypatch):
+    (tmp_path / "kaggle.json").write_text('{"username": "me", "key": sesame')
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(KaggleError, match=r"kaggle\.json cannot be read") as caught:
+        kaggle_user()
+    assert "sesame" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_without_a_user_the_placeholder_stays_and_is_said(project, monkeypatch, capsys):
+    monkeypatch.setattr(kaggle, "ROOT", project)
+    parameters = str(project / "params" / "kaggle.yaml")
+    monkeypatch.setattr(
+        kaggle, "stage", lambda out, **keywords: stage(out, root=project, **keywords)
+    )
+    out = str(project / "out")
+    assert kaggle.main(["--out", out, "--parameters", parameters]) == 0
+    printed = capsys.readouterr().out
+    assert f"kaggle kernels push -p {out}" in printed
+    assert "--user NAME" in printed
+    assert kaggle.main(["--out", out, "--parameters", parameters, "--user", "me"]) == 0
+    assert "--user NAME" not in capsys.readouterr().out
+
+
+def test_what_is_missing_is_said_in_one_sentence(project):
+    with pytest.raises(KaggleError, match="no Kaggle user name"):
+        stage_project(project, user="a/b")
+    (project / "params" / "kaggle.yaml").write_text("SEEED: 7\n")
+    with pytest.raises(ConfigError, match="SEED"):
+        stage_project(project)
+    (project / "params" / "kaggle.yaml").write_text("SEED: 7\n")
+    notebook = nbformat.read(project / kaggle.NOTEBOOK, as_version=4)
+    notebook.cells[1].metadata.tags = []
+    nbformat.write(notebook, project / kaggle.NOTEBOOK)
+    with pytest.raises(KaggleError, match="no cell tagged parameters"):
+        stage_project(project)
+    (project / kaggle.NOTEBOOK).unlink()
+    with pytest.raises(KaggleError, match="make notebooks"):
+        stage_project(project)
+    shutil.rmtree(project / "fer_helpers")
+    with pytest.raises(KaggleError, match="no Python module"):
+        stage_project(project)
+
+
+# The real notebook
+
+
+def test_the_projects_own_notebook_is_small_valid_and_complete(tmp_path):
+    staged = stage(tmp_path / "staged", user="tester")
+    assert staged.stat().st_size <= 500_000
+    notebook = nbformat.read(staged, as_version=4)
+    nbformat.validate(notebook)
+    injected = next(cell for cell in notebook.cells if cell.id == "injected-parameters")
+    values: dict = {}
+    exec(injected.source, values)
+    expected = yaml.safe_load((ROOT / "params" / "kaggle.yaml").read_text(encoding="utf-8"))
+    assert {name: values[name] for name in expected} == expected
+    unpack(notebook, tmp_path / "empty")
+    for name in package_modules(ROOT / "fer_helpers"):
+        assert (tmp_path / "empty" / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+# The real command-line client against a server of our own
+
+
+class Recorder(http.server.BaseHTTPRequestHandler):
+    """Answers like Kaggle's API and keeps what it was sent in `server.received`."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        call = self.path.rsplit("/", 1)[-1]
+        self.server.received[call] = json.loads(body)
+        kind, answer = "application/json", b"{}"
+        if call == "SaveKernel":
+            answer = b'{"ref": "/tester/faces", "url": "http://localhost/f", "versionNumber": 1}'
+        if call == "DownloadDataset":
+            kind, answer = "application/zip", dataset_archive(json.loads(body)["datasetSlug"])
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def dataset_archive(slug: str) -> bytes:
+    """An archive as Kaggle packs it, with one file per split."""
+    names = {
+        "fer2013": ["train/angry/Training_1.jpg", "test/angry/PublicTest_2.jpg"],
+        "balanced-affectnet": ["train/Anger/1.png", "val/Anger/2.png", "test/Anger/3.png"],
+    }[slug]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"a face")
+    return packed.getvalue()
+
+
+@pytest.fixture
+def client(tmp_path):
+    """A function that runs the `kaggle` command; everything it sends ends in `received`."""
+    if importlib.util.find_spec("kaggle") is None:
+        pytest.skip("the kaggle extra is not installed")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+    server.received = {}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    home = tmp_path / "client-home"
+    home.mkdir()
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().endswith("_proxy") and not name.startswith("KAGGLE_")
+    } | {
+        "HOME": str(home),
+        "USERPROFILE": str(home),
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",  # plain http, so that the proxy can answer
+        "http_proxy": f"http://127.0.0.1:{server.server_port}",
+        "KAGGLE_USERNAME": "tester",
+        "KAGGLE_KEY": "sesame",
+    }
+
+    def run(*arguments, cwd):
+        command = [sys.executable, "-m", "kaggle", *arguments]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+    run.received = server.received
+    yield run
+    server.shutdown()
+    server.server_close()
+
+
+def push(client, tmp_path) -> dict:
+    """Stage the project, push it with the real client, return what the server received."""
+    stage(tmp_path / "staged", user="tester")
+    done = client("kernels", "push", "-p", "staged", cwd=tmp_path)
+    assert "Kernel version 1 successfully pushed" in done.stdout, done.stdout + done.stderr
+    assert "does not resolve" not in done.stdout
+    return client.received["SaveKernel"]
+
+
+def test_kaggle_client_pushes_what_was_staged(client, tmp_path):
+    body = push(client, tmp_path)
+    assert body["slug"] == "tester/facial-emotion-recognition"
+    assert body["newTitle"] == "Facial Emotion Recognition"
+    assert sorted(body["datasetDataSources"]) == [
+        "dollyprajapati182/balanced-affectnet",
+        "msambare/fer2013",
+    ]
+    assert body["isPrivate"] is True
+    assert body["enableGpu"] is True
+    assert body["enableInternet"] is True
+    assert body["machineShape"] == "NvidiaTeslaT4"
+    assert (body["language"], body["kernelType"]) == ("python", "notebook")
+    received = nbformat.reads(body["text"], as_version=4)
+    staged = nbformat.read(next((tmp_path / "staged").glob("*.ipynb")), as_version=4)
+    assert [cell.source for cell in received.cells] == [cell.source for cell in staged.cells]
+    assert received.metadata == staged.metadata
+    assert "sesame" not in body["text"]
+
+
+def test_kaggle_client_downloads_the_datasets_to_where_local_yaml_looks(client, tmp_path):
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    commands = [line.split() for line in lines if line.startswith("kaggle datasets download ")]
+    assert len(commands) == 2
+    for command in commands:
+        done = client(*command[1:], cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    local = yaml.safe_load((ROOT / "params" / "local.yaml").read_text(encoding="utf-8"))
+    assert (tmp_path / local["FER_TRAIN_DIR"] / "angry" / "Training_1.jpg").exists()
+    assert (tmp_path / local["FER_TEST_DIR"] / "angry" / "PublicTest_2.jpg").exists()
+    assert (tmp_path / local["AFFECTNET_DIR"] / "train" / "Anger" / "1.png").exists()
+
+
+PROBE = """\
+import json, sys
+print(json.dumps({name: module.__file__ for name, module in sorted(sys.modules.items())
+                  if name.startswith("fer_helpers")}))"""
+
+
+@pytest.mark.slow
+def test_received_notebook_runs_in_an_empty_folder(client, tmp_path):
+    received = nbformat.reads(push(client, tmp_path)["text"], as_version=4)
+    received.cells.append(nbformat.v4.new_code_cell(PROBE))
+    folder = tmp_path / "working"
+    folder.mkdir()
+    nbformat.write(received, folder / "received.ipynb")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["KAGGLE_KERNEL_RUN_TYPE"] = "Batch"
+    command = [sys.executable, "-m", "papermill", "received.ipynb", "done.ipynb"]
+    command += ["-f", str(ROOT / "params" / "demo.yaml"), "--no-progress-bar"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = nbformat.read(folder / "done.ipynb", as_version=4).cells[-1]
+    loaded = json.loads(last.outputs[0].text)
+    assert len(loaded) > 5
+    for name, file in loaded.items():
+        assert Path(file).resolve().is_relative_to(folder.resolve()), name
+    assert list(folder.glob("runs/*/metrics.json"))

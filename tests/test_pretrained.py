@@ -1,0 +1,196 @@
+"""Pretrained weights: the real loading code, fed with a small made-up file over loopback."""
+
+import hashlib
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import ResNet34_Weights, get_model
+
+from fer_helpers import pretrained
+from fer_helpers.models import build_model, describe
+from fer_helpers.pretrained import WeightsError
+
+
+def constant_state(backbone, value=0.5):
+    """Every tensor of a torchvision net as one stored number: 85 MB become a few kilobytes."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in get_model(backbone).state_dict().items()}
+    return {name: torch.full((1,) * len(s), value).expand(s) for name, s in shapes.items()}
+
+
+def write(folder, name, state, save=torch.save):
+    """Write under torchvision's naming: NAME-<first digits of the SHA-256>.pth."""
+    path = Path(folder, f"{name}.pth")
+    save(state, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.rename(path.with_stem(f"{name}-{digest[:8]}"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_outside(tmp_path, monkeypatch):
+    """An empty torch cache, no Kaggle inputs, no network: nothing leaves the machine."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(pretrained, "KAGGLE_INPUT", tmp_path / "input")
+    point_to(monkeypatch, "http://127.0.0.1:9/resnet34-b627a593.pth")
+
+
+def point_to(monkeypatch, url):
+    monkeypatch.setattr(ResNet34_Weights.DEFAULT.value, "url", url)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A loopback server over a folder; yields the folder, the address and the list of requests."""
+    folder, requests = tmp_path / "served", []
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, *args):
+            requests.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}", requests
+        server.shutdown()
+
+
+def test_imagenet_weights_are_downloaded_checked_and_cached(served, monkeypatch):
+    folder, address, requests = served
+    path = write(folder, "resnet34", constant_state("resnet34"))
+    assert path.stat().st_size < 200_000
+    point_to(monkeypatch, f"{address}/{path.name}")
+    for _ in range(2):
+        model = build_model(8, pretrained="imagenet")
+        assert (model.backbone.conv1.weight == 0.5).all()
+        assert (model.backbone.layer4[2].bn2.running_var == 0.5).all()
+        assert not (model.head[1].weight == 0.5).any()
+    assert len(requests) == 1
+    assert describe(model).endswith(f"; backbone from {path.name}")
+    assert model.architecture["pretrained"] == "none"  # a checkpoint needs no download to rebuild
+
+
+def test_a_download_with_the_wrong_hash_is_refused_and_not_kept(served, monkeypatch, tmp_path):
+    folder, address, _ = served
+    write(folder, "resnet34", constant_state("resnet34")).rename(folder / "resnet34-00000000.pth")
+    point_to(monkeypatch, f"{address}/resnet34-00000000.pth")
+    with pytest.raises(WeightsError, match="invalid hash"):
+        build_model(8, pretrained="imagenet")
+    assert not list((tmp_path / "torch").rglob("*.pth*"))
+
+
+def test_offline_says_the_ways_out(monkeypatch):
+    with pytest.raises(WeightsError) as caught:
+        build_model(8, pretrained="imagenet")
+    text = str(caught.value)
+    for way in ("internet on", "attach", "local copy", "PRETRAINED=none", "resnet34-b627a593.pth"):
+        assert way in text
+    assert "\n" not in text
+
+
+def test_a_damaged_cached_file_is_named(tmp_path):
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / "resnet34-b627a593.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"half a download")
+    with pytest.raises(WeightsError, match=r"damaged.*delete the file"):
+        build_model(8, pretrained="imagenet")
+
+
+@pytest.mark.parametrize("mount", ["resnet34-weights", "datasets/someone/weights/pytorch/1"])
+def test_a_file_attached_on_kaggle_is_found_without_walking_the_pictures(tmp_path, mount):
+    folder = tmp_path / "input" / mount
+    pictures = tmp_path / "input" / "fer2013" / "train"
+    for place in (folder, pictures):
+        place.mkdir(parents=True)
+    (pictures / "resnet34-in-the-wrong-place.pth").write_bytes(b"")
+    (folder / "resnet343.pth").write_bytes(b"")
+    path = write(folder, "resnet34", constant_state("resnet34"))
+    assert path.name in describe(build_model(8, pretrained="imagenet"))
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_large", "convnext_tiny"])
+def test_a_local_file_fits_the_other_backbones(tmp_path, backbone):
+    path = write(tmp_path, backbone, constant_state(backbone))
+    model = build_model(7, backbone=backbone, pretrained=str(path))
+    assert all((t == 0.5).all() for n, t in model.backbone.state_dict().items() if "num_" not in n)
+    assert all((t == 0.5).all() for t in model.norm.state_dict().values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["efficientnet_b0", "efficientnet_v2_s", "vit_b_16", "swin_t"])
+def test_a_local_file_fits_the_remaining_kinds(tmp_path, backbone):
+    path = write(tmp_path, backbone, constant_state(backbone))
+    attention = "none" if backbone in ("vit_b_16", "swin_t") else "spatial"
+    model = build_model(7, backbone=backbone, attention=attention, pretrained=str(path))
+    assert next(model.backbone.parameters()).eq(0.5).all()
+
+
+def test_grey_sums_the_first_filters_and_a_small_stem_stays_random(tmp_path):
+    path = write(tmp_path, "resnet18", constant_state("resnet18"))
+    settings = {"backbone": "resnet18", "pretrained": str(path), "channels": 1}
+    grey = build_model(7, **settings)
+    assert (grey.backbone.conv1.weight == 1.5).all()
+    small = build_model(7, stem="small2", **settings)
+    assert small.backbone.conv1.weight.std() > 0
+    assert (small.backbone.bn1.weight == 1).all()
+    assert (small.backbone.layer1[0].conv1.weight == 0.5).all()
+    assert "stem random" in describe(small) and "random" not in describe(grey)
+
+
+def test_a_checkpoint_of_this_project_starts_another_net(tmp_path):
+    settings = {"backbone": "resnet18", "width": 8, "stem": "small2"}
+    trained = build_model(8, attention="cbam", **settings)
+    save_file(trained.state_dict(), tmp_path / "best.safetensors")
+    model = build_model(7, pretrained=str(tmp_path / "best.safetensors"), **settings)
+    assert torch.equal(model.backbone.conv1.weight, trained.backbone.conv1.weight)
+    assert torch.equal(model.backbone.bn1.running_var, trained.backbone.bn1.running_var)
+
+
+def test_old_files_without_batch_counters_load(tmp_path):
+    state = {k: v for k, v in constant_state("resnet18").items() if "num_batches" not in k}
+    path = write(tmp_path, "resnet18", state)
+    model = build_model(7, backbone="resnet18", pretrained=str(path))
+    assert model.backbone.bn1.num_batches_tracked == 0
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (constant_state("resnet18"), "does not fit this resnet34"),
+        ({"model": Evil()}, "cannot be read"),
+        ([1, 2], "something other than named tensors"),
+    ],
+)
+def test_foreign_files_are_refused_in_one_sentence(tmp_path, capsys, content, words):
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match=words) as caught:
+        build_model(8, pretrained=str(path))
+    assert "\n" not in str(caught.value)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_another_width_and_a_missing_file_are_refused(tmp_path):
+    path = write(tmp_path, "resnet18", constant_state("resnet18"))
+    with pytest.raises(WeightsError, match="of another shape"):
+        build_model(8, backbone="resnet18", width=32, pretrained=str(path))
+    with pytest.raises(WeightsError, match="does not exist"):
+        build_model(8, pretrained="no-such-file.pth")
+
+
+def test_renamed_files_are_not_promised_a_hash(tmp_path):
+    assert pretrained._promised_hash(Path("resnet34-b627a593.pth")) == "b627a593"
+    assert pretrained._promised_hash(Path("efficientnet_b0_rwightman-7f5810bc.pth")) == "7f5810bc"
+    assert pretrained._promised_hash(Path("my-resnet34.pth")) is None

@@ -1,0 +1,301 @@
+"""Decoding once: the cache is found again, built safely and never trusted blindly."""
+
+import errno
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fer_helpers import store
+from fer_helpers.layouts import DataError, list_class_folders
+
+
+def write_faces(root, count=40, size=(12, 12), mode="L", suffix="png"):
+    for i in range(count):
+        path = root / ("happy" if i % 2 else "sad") / f"{i:03}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(noise).convert(mode).save(path)
+    return root
+
+
+def open_folder(root, cache, **keywords):
+    def relist():
+        return list_class_folders(root, "train", "FER_TRAIN_DIR")
+
+    keywords = {"grey": True, "progress": False} | keywords
+    return store.open_store(relist(), relist, cache_dir=cache, **keywords)
+
+
+def entries(cache):
+    return sorted(path for path in Path(cache).iterdir())
+
+
+def test_the_second_start_decodes_nothing(tmp_path, monkeypatch):
+    first = open_folder(write_faces(tmp_path / "faces"), tmp_path / "cache")
+    monkeypatch.setattr(store, "_read", None)
+    second = open_folder(tmp_path / "faces", tmp_path / "cache")
+    assert isinstance(second.pixels, np.memmap)
+    np.testing.assert_array_equal(first.pixels, second.pixels)
+    np.testing.assert_array_equal(first.hashes, second.hashes)
+    assert first.content_hash == second.content_hash
+    assert set(second.native) == {"L 12x12"}
+    assert len(entries(tmp_path / "cache")) == 1
+
+
+def test_the_cache_holds_the_very_pixels(tmp_path):
+    found = open_folder(write_faces(tmp_path / "faces"), tmp_path / "cache")
+    with Image.open(tmp_path / "faces/happy/001.png") as image:
+        np.testing.assert_array_equal(found.pixels[0, :, :, 0], np.asarray(image))
+    with pytest.raises(ValueError):
+        found.pixels[0] = 0
+
+
+@pytest.mark.parametrize("change", ["touch", "bytes", "name", "more", "less", "setting"])
+def test_a_changed_folder_is_noticed(tmp_path, change):
+    root = write_faces(tmp_path / "faces")
+    before = open_folder(root, tmp_path / "cache")
+    target, settings = root / "sad/000.png", {}
+    if change == "touch":
+        os.utime(target, ns=(1, 1))
+    elif change == "bytes":
+        shutil.copy(root / "happy/001.png", target)
+    elif change == "name":
+        target.rename(root / "sad/zzz.png")
+    elif change == "more":
+        shutil.copy(target, root / "sad/new.png")
+    elif change == "less":
+        target.unlink()
+    else:
+        settings = {"size": 6}
+    after = open_folder(root, tmp_path / "cache", **settings)
+    assert len(entries(tmp_path / "cache")) == 2
+    same_content = change in ("touch", "setting")
+    assert (before.content_hash == after.content_hash) == same_content
+
+
+def test_the_content_hash_is_the_same_on_every_machine(tmp_path):
+    first = open_folder(write_faces(tmp_path / "a"), tmp_path / "cache")
+    time.sleep(0.01)
+    shutil.copytree(tmp_path / "a", tmp_path / "somewhere else")
+    second = open_folder(tmp_path / "somewhere else", tmp_path / "other", grey=False)
+    assert first.content_hash == second.content_hash
+    # By hand, from names and bytes alone.
+    import hashlib
+
+    slow = hashlib.sha256()
+    for path in sorted((tmp_path / "a").rglob("*.png")):
+        name = f"train/{path.relative_to(tmp_path / 'a').as_posix()}"
+        slow.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    assert first.content_hash == slow.hexdigest()
+
+
+def test_other_sizes_are_brought_to_the_most_common_one(tmp_path):
+    root = write_faces(tmp_path / "faces", 40)
+    for i in range(5):
+        Image.new("L", (30, 20), i * 50).save(root / "sad" / f"other{i}.png")
+    found = open_folder(root, tmp_path / "cache")
+    assert found.pixels.shape == (45, 12, 12, 1)
+    assert any("2 picture sizes" in note and "12x12" in note for note in found.notes)
+    assert (found.native == "L 30x20").sum() == 5
+
+
+def test_a_wrong_guess_of_the_common_size_is_corrected(tmp_path):
+    root = write_faces(tmp_path / "faces", 400)
+    listing = list_class_folders(root, "train", "X")
+    for path in listing.paths[:: len(listing.paths) // 64]:  # the sample sees this size only
+        Image.new("L", (30, 30), 3).save(path)
+    assert open_folder(root, tmp_path / "cache").pixels.shape[1:3] == (12, 12)
+
+
+def test_reducing_is_anti_aliased_and_never_enlarges(tmp_path):
+    root = write_faces(tmp_path / "faces", 4)
+    stripes = np.tile(np.array([0, 255], np.uint8), (12, 6))
+    Image.fromarray(stripes).save(root / "sad/000.png")
+    small = open_folder(root, tmp_path / "cache", size=3)
+    assert small.pixels.shape[1:3] == (3, 3)
+    assert abs(small.pixels[2].astype(int) - 127).max() < 40  # nearest would give 0 or 255
+    assert any("reduced to 3x3" in note for note in small.notes)
+    assert open_folder(root, tmp_path / "cache", size=48).pixels.shape[1:3] == (12, 12)
+
+
+def test_odd_files_are_read_as_prediction_reads_them(tmp_path):
+    preprocess = pytest.importorskip("fer_helpers.preprocess")
+    root = write_faces(tmp_path / "faces", 2)
+    Image.fromarray((np.arange(144, dtype=np.uint16) * 400).reshape(12, 12)).save(
+        root / "sad/16.png"
+    )
+    clear = Image.new("LA", (12, 12), (90, 128))
+    clear.save(root / "sad/alpha.png")
+    turned = Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(root / "sad/turned.png", exif=exif)
+    found = open_folder(root, tmp_path / "cache")
+    names = list_class_folders(root, "train", "X").names
+    for name in ("16", "alpha", "turned"):
+        expected = preprocess.open_image(root / f"sad/{name}.png").convert("L")
+        pixels = found.pixels[names.index(f"train/sad/{name}.png"), :, :, 0]
+        np.testing.assert_array_equal(pixels, np.asarray(expected))
+
+
+def test_a_decompression_bomb_is_a_bad_file(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces", 6)
+    Image.new("L", (40, 40)).save(root / "sad/bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    found = open_folder(root, tmp_path / "cache")
+    assert len(found.bad) == 1 and "exceeds limit" in next(iter(found.bad.values()))
+
+
+# ---------------------------------------------------------------- bad caches
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "lost", "foreign"])
+def test_a_damaged_entry_is_built_again(tmp_path, harm):
+    root = write_faces(tmp_path / "faces")
+    good = open_folder(root, tmp_path / "cache")
+    expected = good.pixels.copy()
+    entry = entries(tmp_path / "cache")[0]
+    del good
+    if harm == "cut":
+        with open(entry / "pixels.npy", "r+b") as file:
+            file.truncate(1000)
+    elif harm == "empty":
+        (entry / "table.npz").write_bytes(b"")
+    elif harm == "lost":
+        (entry / "about.json").unlink()
+    else:
+        np.save(entry / "pixels.npy", np.zeros((3, 12, 12, 1), np.uint8))
+    again = open_folder(root, tmp_path / "cache")
+    np.testing.assert_array_equal(again.pixels, expected)
+    assert any("damaged" in note for note in again.notes)
+    assert not any("damaged" in note for note in open_folder(root, tmp_path / "cache").notes)
+
+
+def test_a_cache_from_another_version_is_not_used(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces")
+    open_folder(root, tmp_path / "cache")
+    monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
+    open_folder(root, tmp_path / "cache")
+    assert len(entries(tmp_path / "cache")) == 2
+
+
+def test_a_full_disk_falls_back_to_memory(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces")
+    expected = open_folder(root, tmp_path / "good")
+    real_open = open
+
+    def full(path, mode="r", *args, **keywords):
+        if str(path).endswith("pixels.npy") and "w" in mode:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_open(path, mode, *args, **keywords)
+
+    monkeypatch.setattr(store, "open", full, raising=False)
+    found = open_folder(root, tmp_path / "full")
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    assert found.content_hash == expected.content_hash
+    assert any("No space left" in note and "memory" in note for note in found.notes)
+    assert not entries(tmp_path / "full")  # no half-written entry stays
+
+
+def test_a_cache_folder_that_is_a_file_falls_back_to_memory(tmp_path):
+    root = write_faces(tmp_path / "faces")
+    (tmp_path / "cache").write_text("")
+    found = open_folder(root, tmp_path / "cache")
+    assert not isinstance(found.pixels, np.memmap) and len(found.pixels) == 40
+    assert any("cannot be written" in note for note in found.notes)
+
+
+@pytest.mark.slow
+def test_two_processes_build_the_same_entry(tmp_path):
+    root = write_faces(tmp_path / "faces", 200)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[3])\n"
+        "from tests.test_store import open_folder\n"
+        "from pathlib import Path\n"
+        "found = open_folder(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "print(found.content_hash, int(found.pixels.sum()))\n"
+    )
+    here = str(Path(__file__).resolve().parents[1])
+    command = [sys.executable, "-c", code, str(root), str(tmp_path / "cache"), here]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = {process.communicate(timeout=120)[0] for process in running}
+    assert all(process.returncode == 0 for process in running) and len(said) == 1
+    assert len(entries(tmp_path / "cache")) == 1
+
+
+def test_another_builder_being_faster_is_no_problem(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces")
+    real_write = store._Builder.write
+
+    def slow_write(self, folder):
+        real_write(self, folder)
+        monkeypatch.setattr(store._Builder, "write", real_write)
+        open_folder(root, tmp_path / "cache")
+
+    monkeypatch.setattr(store._Builder, "write", slow_write)
+    found = open_folder(root, tmp_path / "cache")
+    assert isinstance(found.pixels, np.memmap) and len(entries(tmp_path / "cache")) == 1
+
+
+def test_a_folder_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces")
+    real_read = store._read
+
+    def meddle(path, *rest):
+        if path.endswith("020.png"):
+            Image.new("L", (12, 12)).save(root / "sad/late.png")
+        return real_read(path, *rest)
+
+    monkeypatch.setattr(store, "_read", meddle)
+    with pytest.raises(DataError, match="changed while it was being read"):
+        open_folder(root, tmp_path / "cache")
+    assert not entries(tmp_path / "cache")
+
+
+def test_a_file_that_vanishes_is_an_error(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces")
+    real_read = store._read
+
+    def meddle(path, *rest):
+        Path(path).unlink(missing_ok=True) if path.endswith("020.png") else None
+        return real_read(path, *rest)
+
+    monkeypatch.setattr(store, "_read", meddle)
+    with pytest.raises(DataError, match="changed while"):
+        open_folder(root, tmp_path / "cache")
+
+
+def _open_in_child(root, cache, queue):
+    queue.put(open_folder(root, cache).content_hash)
+
+
+@pytest.mark.slow
+def test_a_spawned_process_can_read(tmp_path):
+    root = write_faces(tmp_path / "faces")
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_open_in_child, args=(root, tmp_path / "cache", queue))
+    process.start()
+    assert queue.get(timeout=60) == open_folder(root, tmp_path / "cache").content_hash
+    process.join()
+
+
+def test_reading_needs_no_torch(tmp_path):
+    root = write_faces(tmp_path / "faces", 4)
+    code = (
+        "import sys\nfrom pathlib import Path\nimport fer_helpers.data\n"
+        "from fer_helpers import store, layouts\n"
+        f"r = lambda: layouts.list_class_folders(Path({str(root)!r}), 'train', 'X')\n"
+        f"store.open_store(r(), r, cache_dir={str(tmp_path / 'cache')!r}, progress=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    here = str(Path(__file__).resolve().parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": here})
