@@ -158,7 +158,6 @@ from fer_helpers.models import build_model, describe, swap_head
 from fer_helpers.preprocess import Preprocess
 
 # %%
-from fer_helpers.confusions import error_residuals
 from fer_helpers.corruptions import fixed_sample, robustness
 from fer_helpers.evaluation import (
     abstain_threshold, answered_above, chi_square, chi_square_text, reliability, report_text,
@@ -530,7 +529,7 @@ show(plots.plot_risk_coverage(risk_coverage(probabilities, test.labels), chosen,
 # %%
 curves = precision_recall(probabilities, test.labels, class_names)
 show(plots.plot_precision_recall(curves, class_names, note=about), "precision-recall")
-show(plots.plot_residuals(error_residuals(confusion, class_names), class_names, note=about), "residuals")
+show(plots.plot_residuals(chi_square(confusion, class_names), class_names, note=about), "residuals")
 
 # %% [markdown]
 # Which faces look alike to the network? Each point is a face; near points have similar features.
