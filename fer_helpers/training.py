@@ -44,8 +44,8 @@ from tqdm import tqdm
 from fer_helpers import checkpoints
 from fer_helpers.augment import Augment, mix
 from fer_helpers.config import Recipe
-from fer_helpers.data import SelectionSet, TrainSet, train_class_weights
 from fer_helpers.confusions import class_scores, confusion_matrix, confusion_scores, top_confusions
+from fer_helpers.data import SelectionSet, TrainSet, train_class_weights
 from fer_helpers.inference import autocast, predict_logits
 from fer_helpers.models import EmotionNet, parameter_groups
 from fer_helpers.preprocess import Preprocess
