@@ -153,13 +153,22 @@ from fer_helpers.checkpoints import save_model
 from fer_helpers.config import Config, settle_data
 from fer_helpers.data import load_affectnet, load_fer2013
 from fer_helpers.demo_faces import write_demo_faces
-from fer_helpers.evaluation import chi_square, chi_square_text, report_text, scores_text, softmax
+from fer_helpers.model_card import model_card
+from fer_helpers.models import build_model, describe, swap_head
+from fer_helpers.preprocess import Preprocess
 
 # %%
-from fer_helpers.inference import attention_maps, embed, pick_device, pick_precision
-from fer_helpers.models import build_model, describe, swap_head
+from fer_helpers.confusions import error_residuals
+from fer_helpers.corruptions import fixed_sample, robustness
+from fer_helpers.evaluation import (
+    abstain_threshold, answered_above, chi_square, chi_square_text, reliability, report_text,
+    risk_coverage, scores_text, softmax,
+)  # fmt: skip
+from fer_helpers.exploration import embedding_map, precision_recall
+from fer_helpers.inference import (
+    attention_maps, embed, pick_device, pick_precision, predict_logits,
+)  # fmt: skip
 from fer_helpers.prediction import predict_single_image
-from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import describe_selection, score_table, score_tests
 from fer_helpers.sources import download_example
 from fer_helpers.store import default_cache_dir
@@ -467,6 +476,91 @@ else:
     print("No face of the test set was misclassified.")
 
 # %% [markdown]
+# The most confident mistakes are often mistakes of the label, not of the network.
+
+# %%
+surest = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:6]
+if len(surest):
+    show(mistakes(surest, "The most confident mistakes"), "confident-mistakes")
+
+# %% [markdown]
+# Where the network looked: the mask of the spatial attention over faces it got right and wrong.
+
+# %%
+right = np.flatnonzero(predicted == test.labels)
+looked = np.concatenate([right[:4], wrong[:4]])
+maps = attention_maps(model, test.take(looked), pre, device=device)
+if maps is None:
+    print("This model has no spatial attention (ATTENTION is not 'spatial' or 'cbam').")
+else:
+    captions = [f"true {names[test.labels[k]]}\nsays {names[predicted[k]]}" for k in looked]
+    figure = plots.plot_attention(test.images(looked), maps, captions=captions, note=about)
+    show(figure, "attention")
+
+# %% [markdown]
+# Can its confidence be believed? The temperature was fitted on the selection set; the band is what a
+# perfectly calibrated network of this many faces would show.
+
+# %%
+before, after = softmax(headline.logits), probabilities
+figure = plots.plot_reliability(
+    reliability(after, test.labels, seed=config.seed),
+    reliability(before, test.labels, seed=config.seed), note=about,
+)  # fmt: skip
+show(figure, "reliability")
+
+# %% [markdown]
+# What silence buys: if the network only answered when it is sure. The threshold is chosen on the
+# selection set so that 80 % of the faces get an answer, and judged on the test set.
+
+# %%
+chosen = None
+if splits.selection is not None:
+    where = {"device": device, "precision": precision}
+    logits = predict_logits(model, splits.selection, pre, **where)
+    threshold = abstain_threshold(softmax(logits, temperature), splits.selection.labels, 0.8)
+    chosen = answered_above(probabilities, test.labels, threshold["threshold"])
+    metrics["abstain"] = {"set": about, **chosen}
+    print({key: None if v is None else round(v, 3) for key, v in chosen.items()})
+show(plots.plot_risk_coverage(risk_coverage(probabilities, test.labels), chosen, note=about), "risk")
+
+# %% [markdown]
+# One class against the rest, and which confusions are more than chance would give.
+
+# %%
+curves = precision_recall(probabilities, test.labels, class_names)
+show(plots.plot_precision_recall(curves, class_names, note=about), "precision-recall")
+show(plots.plot_residuals(error_residuals(confusion, class_names), class_names, note=about), "residuals")
+
+# %% [markdown]
+# Which faces look alike to the network? Each point is a face; near points have similar features.
+
+# %%
+if config.embedding:
+    features = embed(model, test, pre, device=device, precision=precision)
+    points, shown = embedding_map(features, seed=config.seed)
+    show(plots.plot_embedding(points, test.labels[shown], class_names, note=about), "embedding")
+else:
+    print("EMBEDDING is off.")
+
+# %% [markdown]
+# How much blur, noise, compression, turning, covering or darkness can it take? Always the same at
+# most 1,000 faces of the test set.
+
+# %%
+if config.robustness:
+    fixed = fixed_sample(len(test))
+    accuracies = robustness(
+        lambda faces: predict_logits(model, faces, pre, device=device, precision=precision),
+        test.images(fixed), test.labels[fixed],
+    )  # fmt: skip
+    stamp = {**headline.entries[0]["stamp"], "n": len(fixed), "note": "fixed sample of the set"}
+    metrics["robustness"] = {"stamp": stamp, "accuracy": accuracies}
+    show(plots.plot_robustness(accuracies, note=about), "robustness")
+else:
+    print("ROBUSTNESS is off.")
+
+# %% [markdown]
 # ## Single-image prediction
 #
 # One picture in, one answer out, through exactly the pixels that training saw. Below: a random test
@@ -514,6 +608,7 @@ for score in scores:
 # %% tags=["nbval-ignore-output"]
 runs.write_metrics(run, metrics)
 runs.write_timing(run, {**timing, "total": time.monotonic() - started})
+model_card(run)
 if not stopped:
     run.finish()
 print(f"Saved in {run.folder}:")
