@@ -42,6 +42,8 @@ NO_EFFECT_ON_THE_MODEL = frozenset(
         "resume",
         "device",
         "max_bad_share",
+        "near_twins",
+        "ferplus_votes",
         "extra_test_dirs",
         "time_budget_minutes",
         "affectnet_detail_every",
@@ -115,6 +117,7 @@ class Config(BaseModel):
     drop_test_twins: bool = False
     drop_conflicts: bool = False
     drop_blanks: bool = False
+    near_twins: bool = True
     ferplus_votes: str = ""
     extra_test_dirs: str = ""
     # Run
