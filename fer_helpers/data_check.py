@@ -231,7 +231,7 @@ class DataReport:
         counts: images per class (rows) and split (columns).
         twins: every face that shares its pixels with another: `group`, `split`, `emotion`,
             `file`, `pixel_hash`, `conflict` (its group carries two labels).
-        blanks: every face of one single value: `split`, `emotion`, `file`, `pixel_hash`.
+        blanks: every face that shows nothing: `split`, `emotion`, `file`, `pixel_hash`.
         near: pairs that correlate and are not exact twins: `correlation`, then `split`,
             `emotion`, `file` of both with suffixes `_a` and `_b`.
         clues: from `class_clues`, for train.
@@ -266,7 +266,7 @@ def find_twins(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_blanks(splits: Splits, table: pd.DataFrame) -> pd.DataFrame:
-    """The faces of `face_table` whose pixels all have one value."""
+    """The faces of `face_table` that show nothing, as `is_blank` has it."""
     blank = np.zeros(len(table), bool)
     for part, faces in enumerate(parts(splits)):
         inside = (table["part"] == part).to_numpy()
@@ -275,13 +275,16 @@ def find_blanks(splits: Splits, table: pd.DataFrame) -> pd.DataFrame:
     return table[blank].reset_index(drop=True)
 
 
-def is_blank(faces: FaceSet, chunk: int = 4096) -> np.ndarray:
-    """Which faces show nothing, one value everywhere: bool (N,)."""
+def is_blank(faces: FaceSet, spread: int = 8, chunk: int = 4096) -> np.ndarray:
+    """Which faces show nothing: their brightest pixel is at most `spread` above their darkest.
+
+    A little spread is allowed because JPEG may have added it. Returns bool (N,).
+    """
     blank = np.zeros(len(faces), bool)
     for start in range(0, len(faces), chunk):
         images = faces.images(slice(start, start + chunk))
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
-        blank[start : start + chunk] = (low == high).all(axis=1)
+        blank[start : start + chunk] = (high - low <= spread).all(axis=1)
     return blank
 
 
@@ -445,7 +448,7 @@ def clean_train(
         splits: a dataset.
         drop_test_twins: drop faces that also stand in a selection or test set.
         drop_conflicts: drop faces that stand in train under two labels, all copies.
-        drop_blanks: drop faces of one single value.
+        drop_blanks: drop faces that show nothing.
 
     Returns:
         The dataset with a smaller training set and a note on each action that says how many.
