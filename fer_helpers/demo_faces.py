@@ -369,7 +369,7 @@ class _Sheet:
             self.jobs.append(("line", len(shape), color, alpha, width))
 
     def glaze(self, shapes: list[tuple], tint: np.ndarray, radius: float) -> None:
-        """A transparent film, blurred by `radius` face units: it multiplies by `tint` what is below.
+        """A film, blurred by `radius` face units, that multiplies by `tint` what is below.
 
         `shapes` holds (shape, strength between 0 and 1).
         """
