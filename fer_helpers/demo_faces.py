@@ -293,6 +293,7 @@ def _person(generator: np.random.Generator) -> _Person:
 # %%
 _OVERSAMPLING = 4
 _ON_FACE, _ON_RIM, _FLAT = 0, 1, 2
+_FLIP = np.array((-1.0, 1.0))
 
 
 def _face(points: list | np.ndarray, lift: float = 0.0) -> list[tuple]:
@@ -312,7 +313,13 @@ def _flat(points: list | np.ndarray) -> list[tuple]:
 
 def _both(points: list | np.ndarray, side: int) -> np.ndarray:
     """Points written for the right half of the picture, mirrored if `side` is 0."""
-    return np.asarray(points, dtype=float) * ((1, 1) if side else (-1, 1))
+    points = np.asarray(points, dtype=float)
+    return points if side else points * _FLIP
+
+
+def _mirrored(half: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """A path that goes on with the mirror image of itself; a point on the axis stays single."""
+    return [*half, *[(-x, y) for x, y in half[::-1] if x]]
 
 
 @lru_cache(maxsize=64)
@@ -354,28 +361,29 @@ class _Sheet:
         self.unit = pose["scale"] * size * _OVERSAMPLING
         self.center = np.array((0.5 + pose["dx"], 0.47 + pose["dy"])) * size * _OVERSAMPLING
         self.pieces: list[tuple] = []
-        self.jobs: list[tuple] = []  # (kind, number of pieces, color, strength, width or lit)
+        self.jobs: list[tuple] = []  # (kind, number of points, color, strength, width or lit)
+
+    def _add(self, shape: list) -> int:
+        self.pieces += shape
+        return sum([len(points) for points, _, _ in shape])
 
     def fill(self, shape: list, color: np.ndarray, alpha: float = 1.0, lit: bool = False) -> None:
         """A polygon; `lit` shapes are modelled by the light."""
         if alpha > 0.02:
-            self.pieces += shape
-            self.jobs.append(("fill", len(shape), color, alpha, lit))
+            self.jobs.append(("fill", self._add(shape), color, alpha, lit))
 
     def line(self, shape: list, width: float, color: np.ndarray, alpha: float = 1.0) -> None:
         """A brush stroke, `width` face units wide in the middle, thin at both ends."""
         if alpha > 0.02:
-            self.pieces += shape
-            self.jobs.append(("line", len(shape), color, alpha, width))
+            self.jobs.append(("line", self._add(shape), color, alpha, width))
 
     def glaze(self, shapes: list[tuple], tint: np.ndarray, radius: float) -> None:
-        """A film, blurred by `radius` face units, that multiplies by `tint` what is below.
+        """A transparent film, blurred by `radius` face units, multiplying what is below by `tint`.
 
         `shapes` holds (shape, strength between 0 and 1).
         """
         for shape, strength in shapes:
-            self.pieces += shape
-            self.jobs.append(("patch", len(shape), tint, strength, 0))
+            self.jobs.append(("patch", self._add(shape), tint, strength, 0))
         self.jobs.append(("glaze", 0, tint, radius, 0))
 
     def _place(self) -> np.ndarray:
@@ -402,8 +410,7 @@ class _Sheet:
     def render(self, background: Image.Image) -> tuple[np.ndarray, np.ndarray]:
         """The drawing (3, size, size) and the mask of what is lit (size, size), both in 0 to 1."""
         points = self._place()
-        lengths = iter([len(piece[0]) for piece in self.pieces])
-        sizes = np.array([sum(next(lengths) for _ in range(job[1])) for job in self.jobs])
+        sizes = np.array([job[1] for job in self.jobs])
         ends = np.cumsum(sizes)
         starts = ends - sizes
         # Strokes become polygons: every point steps aside to the left and to the right of the path.
@@ -470,8 +477,7 @@ def _head_outline(person: _Person, units: np.ndarray) -> np.ndarray:
         (jaw, 0.62 * chin),
         (0.50 * jaw, 0.94 * chin),
     ]
-    points = [(0, -1.02), *half, (0, chin), *[(-x, y) for x, y in reversed(half)]]
-    return _smooth(points, closed=True, steps=4)
+    return _smooth([(0, -1.02), *_mirrored([*half, (0, chin)])], closed=True, steps=4)
 
 
 _ARC = np.linspace(-math.pi, math.pi, 26)
@@ -486,62 +492,22 @@ def _cap(person: _Person, volume: float, lift: float) -> np.ndarray:
 
 
 # The lower edge of the hair over the forehead, from the right temple to the left one.
+_CROP = _mirrored([(0.72, -0.22), (0.62, -0.50), (0.34, -0.66), (0, -0.64)])
+_PART = [(0.74, -0.05), (0.66, -0.36), (0.40, -0.54), (0.05, -0.64), (-0.30, -0.80)]
+_PART += [(-0.58, -0.52), (-0.72, -0.18)]
 _HAIRLINES = {
-    "crop": [
-        (0.72, -0.22),
-        (0.62, -0.50),
-        (0.34, -0.66),
-        (0, -0.64),
-        (-0.34, -0.66),
-        (-0.62, -0.50),
-        (-0.72, -0.22),
-    ],
-    "part": [
-        (0.74, -0.05),
-        (0.66, -0.36),
-        (0.40, -0.54),
-        (0.05, -0.64),
-        (-0.30, -0.80),
-        (-0.58, -0.52),
-        (-0.72, -0.18),
-    ],
-    "quiff": [
-        (0.72, -0.20),
-        (0.60, -0.50),
-        (0.36, -0.72),
-        (0, -0.70),
-        (-0.36, -0.72),
-        (-0.60, -0.50),
-        (-0.72, -0.20),
-    ],
-    "fringe": [
-        (0.74, -0.02),
-        (0.62, -0.34),
-        (0.34, -0.45),
-        (0, -0.47),
-        (-0.34, -0.45),
-        (-0.62, -0.34),
-        (-0.74, -0.02),
-    ],
-    "long": [
-        (0.74, 0.12),
-        (0.62, -0.36),
-        (0.34, -0.66),
-        (0.02, -0.84),
-        (-0.34, -0.66),
-        (-0.62, -0.36),
-        (-0.74, 0.12),
-    ],
-    "beanie": [
-        (0.74, -0.30),
-        (0.60, -0.46),
-        (0.30, -0.54),
-        (0, -0.56),
-        (-0.30, -0.54),
-        (-0.60, -0.46),
-        (-0.74, -0.30),
-    ],
+    "crop": _CROP,
+    "bun": _CROP,
+    "curls": _CROP,
+    "afro": _CROP,
+    "part": _PART,
+    "bob": _PART,
+    "quiff": _mirrored([(0.72, -0.20), (0.60, -0.50), (0.36, -0.72), (0, -0.70)]),
+    "fringe": _mirrored([(0.74, -0.02), (0.62, -0.34), (0.34, -0.45), (0, -0.47)]),
+    "long": _mirrored([(0.74, 0.12), (0.62, -0.36), (0.34, -0.66), (0, -0.84)]),
+    "beanie": _mirrored([(0.74, -0.30), (0.60, -0.46), (0.30, -0.54), (0, -0.56)]),
 }
+# How far the hair stands off the head at the sides, and on top of that at the crown.
 _VOLUMES = {
     "quiff": (0.07, 0.18),
     "beanie": (0.07, 0.14),
@@ -549,12 +515,6 @@ _VOLUMES = {
     "afro": (0.16, 0.03),
     "long": (0.10, 0.03),
     "bob": (0.12, 0.03),
-}
-_HAIRLINES |= {
-    "bob": _HAIRLINES["part"],
-    "bun": _HAIRLINES["crop"],
-    "curls": _HAIRLINES["crop"],
-    "afro": _HAIRLINES["crop"],
 }
 
 
@@ -578,15 +538,14 @@ def _hair_behind(sheet: _Sheet, person: _Person) -> None:
         return
     else:
         return
-    left = [(-x, y) for x, y in half[-2:0:-1]]
-    sheet.fill(_rim(_smooth([*half, *left], closed=True)), hair * 0.78, lit=True)
+    sheet.fill(_rim(_smooth(_mirrored(half), closed=True)), hair * 0.78, lit=True)
 
 
 def _scarf(sheet: _Sheet, cloth: np.ndarray) -> None:
     half = [(0, -1.16), (0.86, -0.78), (0.93, 0.1), (0.66, 1.02), (0.3, 1.3)]
-    outer = _smooth([*half, *[(-x, y) for x, y in half[:0:-1]]], closed=True)
+    outer = _smooth(_mirrored(half), closed=True)
     half = [(0, -0.66), (0.48, -0.50), (0.64, 0.0), (0.52, 0.56), (0.22, 1.03), (0, 1.09)]
-    inner = _smooth([*half, *[(-x, y) for x, y in half[-2:0:-1]]], closed=True)
+    inner = _smooth(_mirrored(half), closed=True)
     # One closed path: around the outside, then back around the opening.
     ring = _rim(outer) + _rim(outer[:1]) + _face(inner[:1], -0.1) + _face(inner[::-1], -0.1)
     sheet.fill(ring, cloth, lit=True)
@@ -644,8 +603,7 @@ def _body(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
     neck = [(-0.36, 0.5), (0.36, 0.5), (0.38, 1.15), (0.62, 1.32), (-0.62, 1.32), (-0.38, 1.15)]
     sheet.fill(_flat(neck), shadow)
     half = [(-1.7, 2.2), (-1.35, 1.5), (-0.72, 1.26), (-0.42, 1.18)]
-    shoulders = [*half, (0, 1.36), *[(-x, y) for x, y in half[::-1]]]
-    sheet.fill(_flat(_smooth(shoulders)), person.clothes)
+    sheet.fill(_flat(_smooth(_mirrored([*half, (0, 1.36)]))), person.clothes)
     collar = [(-0.44, 1.19), (0, 1.38), (0.44, 1.19)]
     sheet.line(_flat(_smooth(collar)), 0.06, person.clothes * 0.8)
     if person.style != "scarf":
@@ -720,9 +678,8 @@ def _beard(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
     jaw = 0.11 * units[26].mean()
     if person.beard in ("stubble", "beard"):
         half = [(0.70, -0.02), (0.69, 0.30), (person.jaw + 0.02, 0.64), (0.26, 0.99 + jaw)]
-        rim = _smooth([*half, (0, 1.05 + jaw), *[(-x, y) for x, y in half[::-1]]])
-        half = [(-0.62, 0.08), (-0.50, 0.36), (-0.30, 0.40), (-0.12, 0.35)]
-        inner = _smooth([*half, *[(-x, y) for x, y in half[::-1]]])
+        rim = _smooth(_mirrored([*half, (0, 1.05 + jaw)]))
+        inner = _smooth(_mirrored([(-0.62, 0.08), (-0.50, 0.36), (-0.30, 0.40), (-0.12, 0.35)]))
         shape = _rim(rim) + _face(inner)
         if person.beard == "beard":
             sheet.fill(shape, person.hair, 0.88)
@@ -738,27 +695,28 @@ def _beard(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
             (0.17, y + 0.07),
             (0.04, y + 0.05),
         ]
-        shape = _smooth([*half, *[(-x, y) for x, y in half[::-1]]], closed=True)
+        shape = _smooth(_mirrored(half), closed=True)
         sheet.fill(_face(shape, 0.05), person.hair * 0.92)
+
+
+_ACROSS = np.linspace(-1, 1, 17)  # from the inner to the outer corner of an eye
+_ARCH = 1 - _ACROSS**2
 
 
 def _eye(sheet: _Sheet, person: _Person, u: list[float], side: int, gaze: np.ndarray) -> None:
     """One eye. Lids are functions of x; iris and pupil are circles clipped between them."""
     width, height = person.eye_width, person.eye_height
-    upper = height * (
-        1 + 0.70 * u[5] - 0.42 * u[7] - 0.14 * u[6] - 0.16 * u[9] - 0.20 * u[15] - 0.1 * u[4]
-    )
+    upper = height * (1 + 0.70 * u[5] - 0.42 * u[7] - 0.14 * u[6] - 0.16 * u[9] - 0.1 * u[4])
+    # Brows that are drawn up and together, as in grief, weigh on the lids unless these are raised.
+    upper -= 0.22 * height * u[1] * u[4] * max(0.0, 1 - u[5])
     lower = height * (0.70 + 0.10 * u[5] - 0.50 * u[7] - 0.85 * u[6] - 0.35 * u[9])
     upper, lower = max(upper, 0.012), max(lower, -0.025)
     x0, tilt = person.eye_distance, person.eye_tilt - 0.022 * u[1] * (1 - u[2])
     center = np.array((x0, -0.075))
 
-    def lid(t: np.ndarray, opening: float, lean: float) -> np.ndarray:
-        return opening * np.maximum(1 - t**2, 0) * (1 + lean * t) - tilt * t
-
-    t = np.linspace(-1, 1, 17)
-    top = np.stack((t * width, lid(t, -upper, -0.25 * min(1, u[1])) * 1.0), 1)
-    bottom = np.stack((t * width, lid(t, lower, 0.15)), 1)
+    lean = 1 - 0.25 * min(1.0, u[1]) * _ACROSS
+    top = np.stack((width * _ACROSS, -upper * _ARCH * lean - tilt * _ACROSS), 1)
+    bottom = np.stack((width * _ACROSS, lower * _ARCH * (1 + 0.15 * _ACROSS) - tilt * _ACROSS), 1)
 
     def place(points: np.ndarray) -> list:
         return _face(_both(points + center, side))
@@ -771,9 +729,10 @@ def _eye(sheet: _Sheet, person: _Person, u: list[float], side: int, gaze: np.nda
         (0.047, np.array((22, 16, 18))),
     ):
         disc = _CIRCLE * radius + look
-        s = np.clip(disc[:, 0] / width, -1, 1)
-        disc[:, 1] = np.clip(disc[:, 1], lid(s, -upper, -0.25 * min(1, u[1])), lid(s, lower, 0.15))
-        disc[:, 0] = s * width
+        disc[:, 0] = disc[:, 0].clip(-width, width)
+        above = np.interp(disc[:, 0], top[:, 0], top[:, 1])
+        below = np.interp(disc[:, 0], bottom[:, 0], bottom[:, 1])
+        disc[:, 1] = disc[:, 1].clip(above, below)
         sheet.fill(place(disc), color)
     if upper > 0.05:
         spark = _CIRCLE[::3] * 0.024 + look + (0.03 if side else -0.03, -0.03)
@@ -853,6 +812,9 @@ def _nose(sheet: _Sheet, person: _Person, units: np.ndarray, light: float) -> No
     sheet.fill(shine, np.minimum(person.skin * 1.12 + 10, 255), 0.55)
 
 
+_LIPS = np.linspace(-1, 1, 29)  # from the left to the right corner of the mouth
+
+
 def _mouth(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
     """Lips are curves between the corners; the units move corners, middle and opening."""
     u, mean = units, units.mean(1).tolist()
@@ -865,7 +827,7 @@ def _mouth(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
     y0 = person.mouth_height + 0.015 * mean[20] - 0.015 * mean[9]
     corner = y0 - 0.16 * u[12] - 0.035 * u[14] + 0.145 * u[15] + 0.03 * u[20] + 0.03 * u[26]
     middle = y0 + 0.035 * smile - 0.045 * mean[17] - 0.02 * mean[15] - 0.02 * mean[10]
-    t = np.linspace(-1, 1, 29)
+    t = _LIPS
     side = (t > 0).astype(int)
     bow = np.sqrt(np.maximum(1 - t**2, 0))
     flat = 1 - t**4
@@ -1084,7 +1046,7 @@ def draw_face(
 
 # %%
 # Raise it with every change of a pixel, so that older folders are drawn again.
-_VERSION = 2
+_VERSION = 3
 _MARKER = "drawn_faces.json"
 _FER_FOLDERS = {
     "Anger": "angry",
