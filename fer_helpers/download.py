@@ -1,0 +1,207 @@
+"""Download both Kaggle datasets: `python -m fer_helpers.download data` (what `make data` runs)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from fer_helpers.layouts import (
+    AFFECTNET_CLASSES,
+    FER_CLASSES,
+    DataError,
+    find_dataset,
+    list_class_folders,
+)
+
+OFFICIAL_COUNTS = {"train": 28_709, "test": 7_178}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset on Kaggle: its `owner/slug`, the splits and classes it must hold, and counts."""
+
+    handle: str
+    splits: tuple[str, ...]
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+
+
+SOURCES = {
+    "fer2013": Source("msambare/fer2013", ("train", "test"), FER_CLASSES, OFFICIAL_COUNTS),
+    "affectnet": Source(
+        "dollyprajapati182/balanced-affectnet", ("train", "val"), AFFECTNET_CLASSES, {}
+    ),
+}
+
+
+def download(name: str, folder: str | Path) -> str:
+    """Bring one dataset into `folder/name`, complete or not at all.
+
+    The Kaggle CLI is asked first (it needs credentials), then kagglehub (public datasets need
+    none); both go on where an earlier download stopped. The archive is checked before anything is
+    unpacked, and the counts before the folder gets its name.
+
+    Args:
+        name: a key of `SOURCES`.
+        folder: where the dataset's folder is to stand.
+
+    Returns:
+        One sentence on what is there now.
+
+    Raises:
+        DataError: no access, an archive that would write outside its folder, or wrong counts.
+    """
+    source, folder = SOURCES[name], Path(folder)
+    target = folder / name
+    if target.exists():
+        return f"{target} is there already: {verify(source, target)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
+    try:
+        archive, said = _with_cli(source, folder / ".downloads")
+        if archive is not None:
+            unpack(archive, scratch / name)
+        else:
+            _with_hub(source, scratch / name, said)
+        # The wanted folders may be nested once more inside the archive.
+        found = find_dataset(scratch / name, name)
+        counts = verify(source, found)
+        os.replace(found, target)
+        if archive is not None:
+            archive.unlink()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return f"{target} is complete: {counts}"
+
+
+def _with_cli(source: Source, folder: Path) -> tuple[Path | None, str]:
+    """The archive that the Kaggle CLI downloads, or None and what it said."""
+    program = shutil.which("kaggle", path=str(Path(sys.executable).parent)) or shutil.which(
+        "kaggle"
+    )
+    if program is None:
+        return None, "the kaggle command is not installed (pip install 'fer-helpers[kaggle]')"
+    # The archive stays here when the download stops, and the CLI goes on from there.
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [program, "datasets", "download", source.handle, "-p", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    archive = folder / f"{source.handle.rsplit('/', 1)[-1]}.zip"
+    if done.returncode == 0 and archive.is_file():
+        return archive, ""
+    words = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+    return None, words[-1]
+
+
+def _with_hub(source: Source, target: Path, cli_said: str) -> None:
+    """Copy what kagglehub downloads; it needs no credentials for public datasets."""
+    try:
+        import kagglehub
+    except ImportError:
+        said = "kagglehub is not installed (pip install 'fer-helpers[kaggle]')"
+    else:
+        try:
+            shutil.copytree(kagglehub.dataset_download(source.handle), target)
+            return
+        except Exception as error:  # requests, kagglehub and the system each raise their own
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise DataError(
+        f"{source.handle} cannot be downloaded (kaggle: {cli_said}; kagglehub: {said}): check the "
+        "network, or put an API token where kaggle.com/settings says and accept the dataset's "
+        f"terms, or download it in a browser from kaggle.com/datasets/{source.handle} and unzip "
+        f"it so that it holds the folders {', '.join(source.splits)}"
+    )
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unzip an archive into a new folder, after looking at every member's name.
+
+    Raises:
+        DataError: a member would leave the folder or is a link, the archive is damaged, or the
+            disk is too small; nothing is written then.
+    """
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+            for member in members:
+                if _leaves(member):
+                    raise DataError(
+                        f"{archive} holds {member.filename!r}, which would be written outside of "
+                        "its folder: nothing was unpacked, so delete it and download it again"
+                    )
+            size = sum(member.file_size for member in members)
+            free = shutil.disk_usage(archive.parent).free
+            if size > free:
+                raise DataError(
+                    f"{archive} unpacks to {size / 1e9:.1f} GB but {free / 1e9:.1f} GB are free: "
+                    "make room and start again"
+                )
+            file.extractall(target)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise DataError(
+            f"{archive} is not a complete zip file ({error}): delete it and download it again"
+        ) from error
+
+
+def _leaves(member: zipfile.ZipInfo) -> bool:
+    """Whether a member would be written outside of the folder, on any system, or is a link."""
+    name = member.filename.replace("\\", "/")
+    windows = PureWindowsPath(name)
+    outside = name.startswith("/") or bool(windows.drive) or ".." in PurePosixPath(name).parts
+    return outside or stat.S_ISLNK(member.external_attr >> 16)
+
+
+def verify(source: Source, folder: Path) -> str:
+    """Count a dataset's files by split and class and compare with what is known.
+
+    Returns:
+        The counts, "train 28,709, test 7,178".
+
+    Raises:
+        DataError: a split or class folder is missing or empty, or a known count differs.
+    """
+    counts = {}
+    for split in source.splits:
+        if not (folder / split).is_dir():
+            raise DataError(
+                f"{folder} lacks the folder {split}: delete it and run the download again"
+            )
+        listing = list_class_folders(folder / split, split, str(folder), source.classes)
+        counts[split] = int(np.bincount(listing.labels).sum())
+        expected = source.counts.get(split)
+        if expected is not None and counts[split] != expected:
+            raise DataError(
+                f"{folder / split} holds {counts[split]:,} files instead of {expected:,}: delete "
+                f"{folder} and run the download again"
+            )
+    return ", ".join(f"{split} {count:,}" for split, count in counts.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Download the datasets named on the command line; 0 if all of them are complete."""
+    parser = argparse.ArgumentParser(prog="python -m fer_helpers.download", description=__doc__)
+    parser.add_argument("folder", nargs="?", default="data", help="where to put them")
+    parser.add_argument("--only", choices=sorted(SOURCES), help="one dataset only")
+    options = parser.parse_args(arguments)
+    failed = 0
+    for name in [options.only] if options.only else SOURCES:
+        try:
+            print(download(name, options.folder))
+        except DataError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

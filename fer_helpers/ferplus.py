@@ -1,0 +1,176 @@
+"""FER+ votes for FER2013 faces: ten annotators a picture, joined to the files people have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fer_helpers.fer_csv import csv_file, read_table
+from fer_helpers.layouts import DataError, canonical_emotion
+from fer_helpers.splits import FaceSet
+
+# Columns of microsoft/FERPlus, fer2013new.csv, in its order; NF is "not a face".
+VOTES = (
+    "neutral",
+    "happiness",
+    "surprise",
+    "sadness",
+    "anger",
+    "disgust",
+    "fear",
+    "contempt",
+    "unknown",
+    "NF",
+)
+
+
+def match_ferplus(
+    fer_csv: str | Path,
+    ferplus_csv: str | Path,
+    faces: FaceSet,
+    *,
+    cache_dir: str | Path | None = None,
+    max_error: float = 12.0,
+) -> pd.DataFrame:
+    """Join FER+ votes to the files of a FER2013 face set by comparing pixels.
+
+    FER+ names match no file on Kaggle; its rows stand in the order of `fer2013.csv`. Kaggle's
+    files are JPEG copies of those rows, close but not equal. So each file takes the nearest row
+    with its label, and files whose pixels are equal share the equal rows among them.
+
+    Args:
+        fer_csv: the user's `fer2013.csv`, or the folder that holds it.
+        ferplus_csv: the user's `fer2013new.csv`.
+        faces: FER2013 faces, uint8 (N, 48, 48, 1), of any split or several.
+        cache_dir: where the decoded CSV is kept; None takes the user's cache folder.
+        max_error: largest root mean square difference, in grey levels 0..255, of a match.
+
+    Returns:
+        One row per face, in order: `file`, `ferplus_name` ("" where FER+ has none), the ten
+        columns of `VOTES`, and `error`, the difference in grey levels. Faces without a match have
+        `error` NaN and no votes.
+
+    Raises:
+        DataError: the two tables do not have the same rows, or the faces are not 48 x 48 grey.
+    """
+    if faces.pixels.shape[1:] != (48, 48, 1):
+        raise DataError(
+            f"FER+ is matched by 48x48 grey pixels, but these faces are {faces.pixels.shape[1:]}: "
+            "read FER2013 at its native size in grey"
+        )
+    table, _ = read_table(csv_file(Path(fer_csv)), cache_dir)
+    votes = _read_votes(ferplus_csv, table.usages)
+    row_of = np.full(len(faces), -1)
+    error = np.full(len(faces), np.nan)
+    for label, emotion in enumerate(faces.class_names):
+        positions = np.flatnonzero(faces.labels == label)
+        rows = np.flatnonzero((table.emotions == emotion) & (table.usages != ""))
+        if len(positions) and len(rows):
+            nearest, distance = _nearest(faces.images(positions), table.pixels[rows])
+            good = distance <= max_error
+            found = _deal(nearest[good], table.hashes[rows])
+            row_of[positions[good]] = np.where(found >= 0, rows[found], -1)
+            error[positions[good]] = distance[good]
+    matched = row_of >= 0
+    error[~matched] = np.nan
+    joined = votes.iloc[row_of].reset_index(drop=True)
+    joined.loc[~matched, list(VOTES)] = 0
+    joined.loc[~matched, "ferplus_name"] = ""
+    joined.insert(0, "file", faces.files)
+    joined["error"] = error.round(3)
+    return joined
+
+
+def _read_votes(path: str | Path, usages: np.ndarray) -> pd.DataFrame:
+    try:
+        votes = pd.read_csv(path, keep_default_na=False)
+    except OSError as error:
+        raise DataError(f"FER+ votes {path} cannot be read ({error.strerror})") from error
+    missing = [name for name in ("Usage", "Image name", *VOTES) if name not in votes]
+    if missing:
+        raise DataError(
+            f"{path} lacks the columns {', '.join(missing)}: give fer2013new.csv of FERPlus"
+        )
+    if len(votes) != len(usages) or (votes["Usage"].to_numpy() != usages)[usages != ""].any():
+        raise DataError(
+            f"{path} ({len(votes):,} rows) does not follow the rows of fer2013.csv "
+            f"({len(usages):,}): both must be the original, unsorted files"
+        )
+    return votes.rename(columns={"Image name": "ferplus_name"})[["ferplus_name", *VOTES]]
+
+
+def _nearest(images: np.ndarray, rows: np.ndarray, block: int = 1024):
+    """For each image the nearest row and its root mean square difference in grey levels."""
+    flat = rows.reshape(len(rows), -1).astype(np.float32)
+    squares = np.einsum("ij,ij->i", flat, flat)
+    nearest = np.empty(len(images), np.int64)
+    distance = np.empty(len(images))
+    for start in range(0, len(images), block):
+        part = images[start : start + block].reshape(-1, flat.shape[1]).astype(np.float32)
+        best = (squares - 2 * (part @ flat.T)).argmin(axis=1)
+        nearest[start : start + block] = best
+        off = ((part - flat[best]) ** 2).mean(axis=1)
+        distance[start : start + block] = np.sqrt(off)
+    return nearest, distance
+
+
+def _deal(nearest: np.ndarray, row_hashes: np.ndarray) -> np.ndarray:
+    """Give each image a row of its own among the rows whose pixels equal the nearest one's.
+
+    Returns the rows' positions, -1 for images that are left over.
+    """
+    found = np.full(len(nearest), -1)
+    free = {}
+    for row, row_hash in enumerate(row_hashes):
+        free.setdefault(row_hash, []).append(row)
+    for image, row in enumerate(nearest):
+        rows = free[row_hashes[row]]
+        if rows:
+            found[image] = rows.pop(0)
+    return found
+
+
+def read_ferplus_votes(path: str | Path, faces: FaceSet) -> np.ndarray:
+    """Votes for faces from a ready table keyed by file name, as `match_ferplus` makes it.
+
+    Args:
+        path: CSV with `file` ("train/angry/Training_3908.jpg") and the ten columns of `VOTES`.
+        faces: FER2013 faces of any split.
+
+    Returns:
+        int64 (N, 10), columns as in `VOTES`; a row of zeros where FER+ has no votes.
+
+    Raises:
+        DataError: the table lacks a column, names a file twice, or knows none of the faces.
+    """
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+    except OSError as error:
+        raise DataError(f"FERPLUS_VOTES {path} cannot be read ({error.strerror})") from error
+    missing = [name for name in ("file", *VOTES) if name not in table]
+    if missing:
+        raise DataError(
+            f"FERPLUS_VOTES {path} lacks the columns {', '.join(missing)}: make the table with "
+            "match_ferplus"
+        )
+    keys = _keys(table["file"])
+    if keys.duplicated().any():
+        twice = keys[keys.duplicated()].iloc[0]
+        raise DataError(f"FERPLUS_VOTES {path} names {twice} twice: give each file one row")
+    votes = table[list(VOTES)].apply(pd.to_numeric, errors="coerce").fillna(0).astype(np.int64)
+    votes.index = keys
+    wanted = _keys(pd.Series(faces.files))
+    if not wanted.isin(votes.index).any():
+        raise DataError(
+            f"FERPLUS_VOTES {path} has votes for none of the {len(faces):,} faces of "
+            f"{faces.split}, such as {faces.files[0]}: give the table of this dataset"
+        )
+    return votes.reindex(wanted, fill_value=0).to_numpy()
+
+
+def _keys(files: pd.Series) -> pd.Series:
+    """Class and name of each file, however its folders are spelled; names alone are not unique."""
+    parts = files.str.rsplit("/", n=2)
+    return parts.str[-2].map(canonical_emotion, na_action="ignore") + "/" + parts.str[-1]

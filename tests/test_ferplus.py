@@ -1,0 +1,123 @@
+"""FER+ votes find their faces, by pixels or by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fer_helpers.data import DataError, FaceSet, load_fer2013
+from fer_helpers.fer_csv import FER_CSV_ORDER
+from fer_helpers.ferplus import VOTES, match_ferplus, read_ferplus_votes
+
+FOLDER_OF = {
+    "Anger": "angry", "Disgust": "disgust", "Fear": "fear", "Happy": "happy",
+    "Neutral": "neutral", "Sad": "sad", "Surprise": "surprise",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The three publications of the same pictures: a CSV, FER+ votes, and JPEG copies."""
+    root = tmp_path_factory.mktemp("published")
+    rng = np.random.default_rng(0)
+    twin = None
+    rows, votes, names = ["emotion,pixels,Usage"], [], {}
+    for row in range(84):
+        usage = "Training" if row < 70 else "PublicTest"
+        label = row % 7
+        small = rng.integers(0, 256, (6, 6), dtype=np.uint8)
+        image = Image.fromarray(small).resize((48, 48), Image.Resampling.BICUBIC)
+        if row == 62:
+            twin = image
+        if row == 69:  # a twin of row 62: same class, same pixels, own votes
+            image = twin
+        rows.append(f"{label},{' '.join(map(str, np.asarray(image).ravel()))},{usage}")
+        folder = "train" if usage == "Training" else "test"
+        name = f"{usage}_{rng.integers(10**7, 10**8)}.jpg"
+        path = root / folder / FOLDER_OF[FER_CSV_ORDER[label]] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=80)
+        names[f"{folder}/{path.parent.name}/{name}"] = row
+        votes.append([usage, "" if row == 5 else f"fer{row:07d}.png", row % 11, *range(9)])
+    (root / "fer2013.csv").write_text("\n".join(rows) + "\n")
+    head = ["Usage", "Image name", *VOTES]
+    pd.DataFrame(votes, columns=head).to_csv(root / "fer2013new.csv", index=False)
+    splits = load_fer2013(
+        root / "train", root / "test", selection_size=0, cache_dir=root / "cache", progress=False
+    )
+    return root, splits, names
+
+
+def test_files_find_their_rows_by_pixels(published):
+    root, splits, names = published
+    for faces in (splits.train, splits.tests[0]):
+        joined = match_ferplus(
+            root / "fer2013.csv", root / "fer2013new.csv", faces, cache_dir=root / "cache"
+        )
+        assert joined["file"].tolist() == faces.files.tolist()
+        rows = np.array([names[file] for file in faces.files])
+        plain = ~np.isin(rows, (62, 69, 5))
+        expected = [f"fer{row:07d}.png" for row in rows[plain]]
+        assert joined["ferplus_name"][plain].tolist() == expected
+        assert joined["neutral"][plain].tolist() == (rows[plain] % 11).tolist()
+        assert joined["error"].max() < 12 and joined["error"].notna().all()
+    rows = {names[file]: i for i, file in enumerate(splits.train.files)}
+    joined = match_ferplus(root, root / "fer2013new.csv", splits.train, cache_dir=root / "cache")
+    twins = {joined["ferplus_name"][rows[row]] for row in (62, 69)}
+    assert twins == {"fer0000062.png", "fer0000069.png"}  # one each, in whatever order
+    assert joined["ferplus_name"][rows[5]] == ""
+
+
+def test_a_face_that_is_not_there_gets_no_votes(published):
+    root, splits, _ = published
+    noise = np.random.default_rng(9).integers(0, 256, (2, 48, 48, 1), dtype=np.uint8)
+    strangers = FaceSet(
+        noise, np.arange(2), np.array([0, 3]), splits.train.class_names,
+        np.array(["train/angry/a.jpg", "train/happy/b.jpg"]), "train", "FER2013", "real", "",
+    )  # fmt: skip
+    joined = match_ferplus(root, root / "fer2013new.csv", strangers, cache_dir=root / "cache")
+    assert joined["error"].isna().all() and (joined[list(VOTES)] == 0).all(axis=None)
+
+
+def test_a_ready_table_goes_round(published, tmp_path):
+    root, splits, _ = published
+    joined = match_ferplus(root, root / "fer2013new.csv", splits.train, cache_dir=root / "cache")
+    joined.to_csv(tmp_path / "votes.csv", index=False)
+    votes = read_ferplus_votes(tmp_path / "votes.csv", splits.train)
+    np.testing.assert_array_equal(votes, joined[list(VOTES)])
+
+
+def test_tables_that_do_not_fit_are_refused(published, tmp_path):
+    root, splits, _ = published
+    votes = pd.read_csv(root / "fer2013new.csv")
+    votes.iloc[:-1].to_csv(tmp_path / "short.csv", index=False)
+    with pytest.raises(DataError, match=r"\(83 rows\) does not follow"):
+        match_ferplus(root, tmp_path / "short.csv", splits.train, cache_dir=root / "cache")
+    votes.drop(columns="NF").to_csv(tmp_path / "narrow.csv", index=False)
+    with pytest.raises(DataError, match="lacks the columns NF"):
+        match_ferplus(root, tmp_path / "narrow.csv", splits.train, cache_dir=root / "cache")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_ferplus_votes(tmp_path / "nowhere.csv", splits.train)
+    other = pd.DataFrame([["train/sad/x.jpg", *range(10)]], columns=["file", *VOTES])
+    other.to_csv(tmp_path / "other.csv", index=False)
+    with pytest.raises(DataError, match="votes for none of the 70 faces"):
+        read_ferplus_votes(tmp_path / "other.csv", splits.train)
+    pd.concat([other, other]).to_csv(tmp_path / "twice.csv", index=False)
+    with pytest.raises(DataError, match=r"names Sad/x\.jpg twice"):
+        read_ferplus_votes(tmp_path / "twice.csv", splits.train)
+
+
+def test_the_table_of_the_development_data_is_read(tmp_path):
+    places = [p / "shared/data/ferplus-kaggle-names.csv" for p in Path(__file__).resolve().parents]
+    table = next((place for place in places if place.is_file()), None)
+    if table is None:
+        pytest.skip("../shared/data/ferplus-kaggle-names.csv is not here")
+    files = pd.read_csv(table)["file"].to_numpy()[[0, 5000, 32000]].astype(str)
+    faces = FaceSet(
+        np.zeros((3, 2, 2, 1), np.uint8), np.arange(3), np.zeros(3, np.int64), ("Anger", "Fear"),
+        files, "train", "FER2013", "real", "",
+    )  # fmt: skip
+    votes = read_ferplus_votes(table, faces)
+    assert votes.shape == (3, 10) and votes[0].tolist() == [8, 0, 0, 1, 1, 0, 0, 0, 0, 0]
