@@ -42,14 +42,14 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 # - transparency is laid on white, as a browser or a printer would show it;
 # - 16-bit grey keeps its high byte (Pillow does that for 16-bit color, but clips grey);
 # - of several frames or pictures in a file, the first counts;
-# - a JPEG beyond 50 megapixels is decoded at 1/2, 1/4 or 1/8 of its sides, which costs little
+# - a JPEG beyond 30 megapixels is decoded at 1/2, 1/4 or 1/8 of its sides, which costs little
 #   memory; other formats cannot do that and are refused.
 
 # %%
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 30_000_000  # 16 bytes a pixel while a WebP is decoded: half a gigabyte
 MAX_SIDE = 65_535
 # A progressive JPEG keeps all its coefficients, up to 6 bytes a pixel, while it is decoded.
-MAX_PROGRESSIVE_PIXELS = 80_000_000
+MAX_PROGRESSIVE_PIXELS = 60_000_000
 
 # Values of the EXIF tag 0x0112 (EXIF 2.32, section 4.6.4) and what puts the picture upright.
 UPRIGHT = {
@@ -351,7 +351,7 @@ class Preprocess:
             return pixels
         count, _, height, width = pixels.shape
         grey = pixels.new_empty(count, 1, height, width)
-        rows = max(1, 2**22 // width)  # a photo of 50 megapixels in strips, a face at once
+        rows = max(1, 2**22 // width)  # a photo in strips, faces all at once
         for top in range(0, height, rows):
             red, green, blue = pixels[:, :, top : top + rows].to(torch.int32).unbind(1)
             luma = red.mul_(19595).add_(green.mul_(38470)).add_(blue.mul_(7471)).add_(0x8000)
@@ -363,7 +363,7 @@ class Preprocess:
         height, width = pixels.shape[-2:]
         if height == width == self.size:
             return pixels.float()
-        # One channel at a time for a big photo: as float, 50 megapixels in color would be 600 MB.
+        # One channel at a time for a big photo: as float, 30 megapixels in color are 360 MB.
         planes = pixels.split(1, dim=1) if height * width > 2**22 else (pixels,)
         resized = [
             F.interpolate(
@@ -424,7 +424,8 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
     if isinstance(image, np.ndarray):
         channels_last = True
         if image.dtype == np.uint8:
-            image = torch.from_numpy(image if image.flags.writeable else image.copy())
+            with _quiet:  # torch warns of memory that must not be written to; nobody does here
+                image = torch.from_numpy(np.ascontiguousarray(image))
     else:
         channels_last = False
     if getattr(image, "dtype", None) != torch.uint8:
@@ -456,6 +457,7 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
 # import matplotlib.pyplot as plt
 # import numpy as np
 # import torch
+# from PIL import Image
 #
 # from fer_helpers.demo_faces import draw_face
 # from fer_helpers.preprocess import ImageError, Preprocess, open_image
@@ -494,7 +496,7 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
 #     axis.set_axis_off()
 
 # %% [markdown]
-# Odd pictures. All four are the face above; the last one is only its first half, and says so.
+# Odd pictures: four files that show the face above, and one that holds only its first half.
 
 # %% tags=["active-ipynb"]
 # def encoded(image, kind, **options):
@@ -505,8 +507,9 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
 #
 # turned = Image.Exif()
 # turned[0x0112] = 6  # held sideways: turn by 90 degrees to see it upright
+# disc = Image.radial_gradient("L").resize(face.size).point(lambda value: 255 * (value < 150))
 # clear = face.copy()
-# clear.putalpha(face.convert("L").point(lambda value: 255 if value > 90 else 0))
+# clear.putalpha(disc)
 # deep = Image.fromarray(np.asarray(face.convert("L")).astype(np.uint16) * 257)
 # odd = {
 #     "EXIF, sideways": encoded(face.rotate(90), "JPEG", exif=turned, quality=95),

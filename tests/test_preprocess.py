@@ -417,7 +417,7 @@ def png_header(width, height):
     )
 
 
-@pytest.mark.parametrize("size", [(60_000, 60_000), (10_000, 9_500), (8_000, 7_000), (70_000, 10)])
+@pytest.mark.parametrize("size", [(60_000, 60_000), (10_000, 9_500), (6_000, 5_100), (70_000, 10)])
 def test_decompression_bombs_are_not_unpacked(size):
     with pytest.raises(ImageError, match="too large") as error:
         open_image(png_header(*size))
