@@ -33,7 +33,7 @@ LEVELS: dict[str, tuple[float, ...]] = {
     "jpeg": (50, 30, 18, 10, 5),  # Pillow quality
     "rotation": (10, 20, 30, 45, 60),  # degrees, to a random side
     "occlusion": (0.05, 0.10, 0.20, 0.30, 0.40),  # hidden share of the area, at a random place
-    "darkness": (0.6, 0.4, 0.25, 0.15, 0.08),  # what is left of the brightness
+    "darkness": (0.7, 0.5, 0.35, 0.22, 0.12),  # what is left of the brightness
 }
 CORRUPTIONS = tuple(LEVELS)
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -60,7 +60,7 @@ from PIL import Image, ImageDraw, ImageFilter
 # seed chooses the side.
 ACTION_UNITS: dict[str, dict[int, float]] = {
     "Anger": {4: 1.0, 5: 0.6, 7: 0.8, 23: 1.0},
-    "Contempt": {12: 0.75, 14: 1.0},
+    "Contempt": {12: 0.9, 14: 1.0},
     "Disgust": {9: 1.0, 10: 0.6, 15: 0.6, 16: 0.7},
     "Fear": {1: 1.0, 2: 0.6, 4: 0.7, 5: 1.0, 20: 1.0, 26: 0.4},
     "Happy": {6: 0.9, 12: 1.0},
@@ -104,7 +104,7 @@ def _units(expression: str, generator: np.random.Generator, intensity: float | N
     def prototype(name: str, strength: float) -> np.ndarray:
         units = np.zeros((27, 2))
         for unit, level in ACTION_UNITS[name].items():
-            units[unit] = level * strength * (0.75 + 0.5 * chance())
+            units[unit] = level * strength * (0.8 + 0.4 * chance())
         for unit, share in _COMPANIONS[name].items():
             if chance() < share:
                 units[unit] = max(units[unit, 0], strength * (0.4 + 0.6 * chance()))
@@ -114,15 +114,15 @@ def _units(expression: str, generator: np.random.Generator, intensity: float | N
 
     if intensity is not None:
         return prototype(expression, intensity)
-    strength = 0.3 + 0.8 * chance() ** 0.8
+    strength = 1.1 - 0.6 * chance() ** 2
     units = prototype(expression, strength)
-    if chance() < 0.25:
+    if chance() < 0.12:
         other = _NEIGHBORS[expression][int(3 * chance())]
         share = 0.2 + 0.35 * chance()
         units = (1 - share) * units + share * prototype(other, 0.5 + 0.5 * chance())
     # Nobody's resting face is the average face, nobody is symmetric, and some people are talking.
     for unit in (1, 2, 4, 7, 10, 12, 15, 17, 24):
-        units[unit] += abs(generator.normal(0.0, 0.10))
+        units[unit] += abs(generator.normal(0.0, 0.07))
     if chance() < 0.15:
         units[25] += 0.5 * chance()
         units[26] += 0.35 * chance()
@@ -139,14 +139,14 @@ def _units(expression: str, generator: np.random.Generator, intensity: float | N
 # %%
 _SKIN = np.array(
     [
-        (252, 226, 206),
+        (248, 220, 198),
         (246, 211, 184),
         (236, 192, 156),
         (222, 170, 128),
         (198, 142, 100),
-        (166, 112, 77),
-        (130, 85, 59),
-        (99, 64, 47),
+        (170, 117, 82),
+        (140, 94, 66),
+        (114, 76, 57),
     ],
     dtype=float,
 )
@@ -245,7 +245,7 @@ def _person(generator: np.random.Generator) -> _Person:
     else:
         hair = one_of(_DARK_HAIR)
     style = _STYLES[int(np.searchsorted(_STYLE_SHARES, chance() * _STYLE_SHARES[-1]))]
-    bearded = style in ("crop", "part", "quiff", "bald", "curls", "beanie") and chance() < 0.35
+    bearded = style in ("crop", "part", "quiff", "bald", "curls", "beanie") and chance() < 0.22
     age = chance() ** 1.5
     count = int(8 + 14 * chance()) if tone < 3 and chance() < 0.2 else 0
     return _Person(
@@ -267,16 +267,16 @@ def _person(generator: np.random.Generator) -> _Person:
         width=about(0.76, 0.035),
         jaw=about(0.59, 0.045),
         chin=about(1.0, 0.03),
-        eye_width=about(0.178, 0.012),
-        eye_height=about(0.082, 0.011),
+        eye_width=about(0.195, 0.012),
+        eye_height=about(0.095, 0.010),
         eye_distance=about(0.335, 0.018),
         eye_tilt=about(0.012, 0.014),
-        brow_height=about(-0.30, 0.028),
-        brow_thickness=about(0.052, 0.012),
-        brow_tilt=about(0.0, 0.03),
+        brow_height=about(-0.32, 0.02),
+        brow_thickness=about(0.060, 0.011),
+        brow_tilt=about(0.0, 0.018),
         nose_width=about(0.13, 0.018),
         nose_length=about(0.27, 0.03),
-        mouth_width=about(0.265, 0.025),
+        mouth_width=about(0.275, 0.02),
         mouth_height=about(0.55, 0.025),
         lip_thickness=about(1.0, 0.22),
     )
@@ -352,10 +352,9 @@ class _Sheet:
         self.size = size
         self.pose = pose
         self.unit = pose["scale"] * size * _OVERSAMPLING
-        self.center = np.array((0.5 + pose["dx"], 0.53 + pose["dy"])) * size * _OVERSAMPLING
+        self.center = np.array((0.5 + pose["dx"], 0.47 + pose["dy"])) * size * _OVERSAMPLING
         self.pieces: list[tuple] = []
-        self.jobs: list[tuple] = []  # (kind, pieces, color, alpha or blur radius, width or lit)
-        self.strengths: list[float] = []
+        self.jobs: list[tuple] = []  # (kind, number of pieces, color, strength, width or lit)
 
     def fill(self, shape: list, color: np.ndarray, alpha: float = 1.0, lit: bool = False) -> None:
         """A polygon; `lit` shapes are modelled by the light."""
@@ -369,12 +368,15 @@ class _Sheet:
             self.pieces += shape
             self.jobs.append(("line", len(shape), color, alpha, width))
 
-    def soft(self, shapes: list[tuple], color: np.ndarray, radius: float) -> None:
-        """Blurred patches of one color; `shapes` holds (shape, strength between 0 and 1)."""
+    def glaze(self, shapes: list[tuple], tint: np.ndarray, radius: float) -> None:
+        """A film, blurred by `radius` face units, that multiplies by `tint` what is below.
+
+        `shapes` holds (shape, strength between 0 and 1).
+        """
         for shape, strength in shapes:
             self.pieces += shape
-            self.jobs.append(("patch", len(shape), color, strength, 0))
-        self.jobs.append(("soft", 0, color, radius, 0))
+            self.jobs.append(("patch", len(shape), tint, strength, 0))
+        self.jobs.append(("glaze", 0, tint, radius, 0))
 
     def _place(self) -> np.ndarray:
         """Canvas positions (n, 2) of the points of all pieces."""
@@ -397,8 +399,8 @@ class _Sheet:
         points = np.stack((np.where(flat, x, across), np.where(flat, y, down)), 1)
         return points * self.unit + self.center
 
-    def render(self, background: Image.Image) -> tuple[Image.Image, Image.Image]:
-        """The drawing on its background, and the mask of what is lit, both at final size."""
+    def render(self, background: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        """The drawing (3, size, size) and the mask of what is lit (size, size), both in 0 to 1."""
         points = self._place()
         lengths = iter([len(piece[0]) for piece in self.pieces])
         sizes = np.array([sum(next(lengths) for _ in range(job[1])) for job in self.jobs])
@@ -418,40 +420,38 @@ class _Sheet:
         colors = np.clip([job[2] for job in self.jobs], 0, 255).astype(int).tolist()
 
         edge = self.size * _OVERSAMPLING
-        image = background.resize((edge, edge), Image.Resampling.BILINEAR)
-        draw = ImageDraw.Draw(image, "RGBA")
-        lit = Image.new("L", background.size)
-        draw_lit = ImageDraw.Draw(lit)
-        patches = Image.new("L", background.size)
-        draw_patch = ImageDraw.Draw(patches)
+        image = background.resize((edge, edge), Image.Resampling.NEAREST)
+        opaque, blending = ImageDraw.Draw(image), ImageDraw.Draw(image, "RGBA")
+        lit, film = Image.new("L", background.size), Image.new("L", background.size)
+        films = []
         total = len(points)
         for job, start, end, rgb in zip(
             self.jobs, starts.tolist(), ends.tolist(), colors, strict=True
         ):
-            kind, _, _, strength, extra = job
-            if kind == "soft":
-                radius = strength * self.unit / _OVERSAMPLING
-                patches = patches.filter(ImageFilter.GaussianBlur(radius))
-                box = patches.getbbox()
-                if box is not None:
-                    target = [_OVERSAMPLING * side for side in box]
-                    shape = (target[2] - target[0], target[3] - target[1])
-                    mask = patches.crop(box).resize(shape, Image.Resampling.BILINEAR)
-                    image.paste(tuple(rgb), tuple(target), mask)
-                patches = Image.new("L", background.size)
-                draw_patch = ImageDraw.Draw(patches)
-                continue
+            kind, _, color, strength, extra = job
             level = int(255 * min(max(strength, 0.0), 1.0))
-            if kind == "patch":
-                draw_patch.polygon(small[2 * start : 2 * end], fill=level)
-                continue
-            path = left[2 * start : 2 * end]
-            if kind == "line":
-                path = path + right[2 * (total - end) : 2 * (total - start)]
-            elif extra:
-                draw_lit.polygon(small[2 * start : 2 * end], fill=255)
-            draw.polygon(path, fill=(*rgb, level))
-        return image.reduce(_OVERSAMPLING), lit.filter(ImageFilter.GaussianBlur(0.6))
+            if kind == "glaze":
+                film = film.filter(ImageFilter.GaussianBlur(strength * self.unit / _OVERSAMPLING))
+                films.append((film, color))
+                film = Image.new("L", background.size)
+            elif kind == "patch":
+                ImageDraw.Draw(film).polygon(small[2 * start : 2 * end], fill=level)
+            else:
+                path = left[2 * start : 2 * end]
+                if kind == "line":
+                    path = path + right[2 * (total - end) : 2 * (total - start)]
+                elif extra:
+                    ImageDraw.Draw(lit).polygon(small[2 * start : 2 * end], fill=255)
+                if level == 255:
+                    opaque.polygon(path, fill=tuple(rgb))
+                else:
+                    blending.polygon(path, fill=(*rgb, level))
+        pixels = np.asarray(image.reduce(_OVERSAMPLING)).transpose(2, 0, 1).astype(np.float32) / 255
+        for film, tint in films:
+            share = np.asarray(film, dtype=np.float32) / 255
+            pixels *= 1 - share * (1 - tint.astype(np.float32)[:, None, None])
+        lit = lit.filter(ImageFilter.GaussianBlur(0.6))
+        return pixels, np.asarray(lit, dtype=np.float32) / 255
 
 
 # %% [markdown]
@@ -460,7 +460,7 @@ class _Sheet:
 
 # %%
 def _head_outline(person: _Person, units: np.ndarray) -> np.ndarray:
-    chin = person.chin + 0.11 * units[26].mean() - 0.02 * units[17].mean()
+    chin = person.chin + 0.13 * units[26].mean() - 0.02 * units[17].mean()
     w, jaw = person.width, person.jaw
     half = [
         (0.42 * w / 0.76, -0.93),
@@ -474,18 +474,15 @@ def _head_outline(person: _Person, units: np.ndarray) -> np.ndarray:
     return _smooth(points, closed=True, steps=4)
 
 
-_CAP_ANGLES = np.linspace(-0.60 * math.pi, 0.60 * math.pi, 26)
+_ARC = np.linspace(-math.pi, math.pi, 26)
 
 
-def _cap(person: _Person, volume: float, lift: float = 0.0) -> np.ndarray:
+def _cap(person: _Person, volume: float, lift: float) -> np.ndarray:
     """The top contour of the hair, from the left temple over the crown to the right one."""
-    x = np.sin(_CAP_ANGLES) * (person.width + volume)
-    y = (
-        -0.10
-        - np.cos(_CAP_ANGLES) * (0.92 + volume)
-        - lift * np.maximum(0, np.cos(_CAP_ANGLES)) ** 2
-    )
-    return np.stack((x, y), 1)
+    angles = _ARC * (0.60 if person.style in ("long", "bob", "part", "fringe") else 0.52)
+    x, y = np.sin(angles), np.cos(angles)
+    y = -0.10 - y * (0.92 + volume) - lift * np.maximum(0, y) ** 2
+    return np.stack((x * (person.width + volume), y), 1)
 
 
 # The lower edge of the hair over the forehead, from the right temple to the left one.
@@ -632,12 +629,12 @@ def _hair_in_front(sheet: _Sheet, person: _Person) -> None:
             sheet.line(_face(curl, 0.04), 0.03, light, 0.45)
         return
     # Strands: from the hairline back over the crown, alternately in light and in shade.
-    for step, start in enumerate(range(2, len(line) - 2, 2)):
+    for step, start in enumerate(range(4, len(line) - 4, 2)):
         root = line[start]
         tip = cap[len(cap) - 1 - int(start / len(line) * len(cap))]
-        inward = 0.5 * (root + tip) + (0.06 * np.sign(root[0]), -0.03)
-        strand = _smooth([root, 0.65 * inward + 0.35 * root, 0.35 * inward + 0.65 * tip], steps=4)
-        sheet.line(_rim(strand), 0.045, dark if step % 2 else light, 0.4)
+        path = root + np.array((0.04, 0.33, 0.66, 0.97))[:, None] * (tip - root)
+        path[1:3] += (0.06 * np.sign(root[0]), -0.03)
+        sheet.line(_face(path[:2], 0.04) + _rim(path[2:]), 0.05, dark if step % 2 else light, 0.4)
 
 
 def _body(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
@@ -671,7 +668,6 @@ def _body(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
 def _shadows(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
     """The soft relief of the face, and its color: cheeks, lids, folds, beard."""
     mean = units.mean(1).tolist()
-    shadow = person.skin * (0.70, 0.56, 0.52)
     shapes = []
     for side in (0, 1):
         u = units[:, side].tolist()
@@ -701,7 +697,7 @@ def _shadows(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
         (_face(_CIRCLE * (person.nose_width, 0.04) + (0, person.nose_length + 0.06), 0.1), 0.4)
     )
     shapes.append((_rim(_CIRCLE[:13] * (0.5, 0.12) + (0, 0.93 + 0.11 * mean[26])), 0.25))
-    sheet.soft(shapes, shadow, 0.035)
+    sheet.glaze(shapes, np.array((0.72, 0.58, 0.54)), 0.035)
 
     cheeks = []
     for side in (0, 1):
@@ -710,7 +706,7 @@ def _shadows(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
         cheeks.append((_face(_both(cheek, side)), 0.34 + 0.2 * units[6, side]))
     tip = _CIRCLE * (0.09, 0.08) + (0, person.nose_length - 0.02)
     cheeks.append((_face(tip, 0.12), 0.25))
-    sheet.soft(cheeks, 0.62 * person.skin + 0.38 * np.array((222, 84, 70)), 0.055)
+    sheet.glaze(cheeks, 0.62 + 0.38 * np.array((222, 84, 70)) / person.skin, 0.055)
 
     for x, y in person.freckles:
         for side in (0, 1):
@@ -731,7 +727,7 @@ def _beard(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
         if person.beard == "beard":
             sheet.fill(shape, person.hair, 0.88)
         else:
-            sheet.soft([(shape, 0.36)], person.hair, 0.04)
+            sheet.glaze([(shape, 0.36)], person.hair / person.skin, 0.04)
     if person.beard in ("moustache", "beard"):
         out = 0.06 * units[12].mean()
         y = person.mouth_height - 0.12 - 0.03 * units[10].mean()
@@ -750,7 +746,7 @@ def _eye(sheet: _Sheet, person: _Person, u: list[float], side: int, gaze: np.nda
     """One eye. Lids are functions of x; iris and pupil are circles clipped between them."""
     width, height = person.eye_width, person.eye_height
     upper = height * (
-        1 + 0.62 * u[5] - 0.38 * u[7] - 0.14 * u[6] - 0.16 * u[9] - 0.20 * u[15] - 0.1 * u[4]
+        1 + 0.70 * u[5] - 0.42 * u[7] - 0.14 * u[6] - 0.16 * u[9] - 0.20 * u[15] - 0.1 * u[4]
     )
     lower = height * (0.70 + 0.10 * u[5] - 0.50 * u[7] - 0.85 * u[6] - 0.35 * u[9])
     upper, lower = max(upper, 0.012), max(lower, -0.025)
@@ -800,16 +796,16 @@ def _eye(sheet: _Sheet, person: _Person, u: list[float], side: int, gaze: np.nda
 def _brow(sheet: _Sheet, person: _Person, u: list[float], side: int) -> None:
     y, tilt = person.brow_height, person.brow_tilt
     lower = u[4] * (1 - 0.75 * min(1, u[1]))
-    inner = (0.135 - 0.045 * u[4], y - tilt - 0.13 * u[1] + 0.15 * lower + 0.06 * u[9])
-    middle = (0.33, y - 0.055 - 0.045 * u[1] - 0.13 * u[2] + 0.08 * lower + 0.035 * u[9])
-    outer = (0.56, y + 0.035 + tilt + 0.03 * u[1] - 0.10 * u[2] + 0.01 * u[4])
+    inner = (0.135 - 0.045 * u[4], y - tilt - 0.15 * u[1] + 0.18 * lower + 0.06 * u[9])
+    middle = (0.33, y - 0.055 - 0.05 * u[1] - 0.15 * u[2] + 0.10 * lower + 0.035 * u[9])
+    outer = (0.56, y + 0.035 + tilt + 0.03 * u[1] - 0.13 * u[2] + 0.01 * u[4])
     second = (0.5 * inner[0] + 0.5 * middle[0], 0.5 * inner[1] + 0.5 * middle[1] - 0.015)
     spine = _smooth([inner, second, middle, outer])
     weight = np.interp(np.linspace(0, 1, len(spine)), (0, 0.12, 0.6, 1), (0.5, 1.0, 0.8, 0.12))
     weight = person.brow_thickness * weight * (1 + 0.15 * u[4])
     offset = np.stack((np.zeros_like(weight), weight), 1)
     shape = np.concatenate((spine - offset, (spine + 0.8 * offset)[::-1]))
-    color = 0.75 * np.minimum(person.hair, person.skin * 0.75) + 0.12 * person.skin
+    color = 0.8 * np.minimum(person.hair, person.skin * 0.66)
     sheet.fill(_face(_both(shape, side), 0.03), color, 0.95)
 
 
@@ -863,19 +859,11 @@ def _mouth(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
     smile, stretch = min(1.0, mean[12]), min(1.0, mean[20])
     parted = min(1.0, mean[25] + 0.8 * mean[26] + 0.5 * mean[16])
     round_ = mean[26] * max(0.0, 1 - smile - stretch)
-    half = person.mouth_width * (
-        1
-        + 0.30 * u[12]
-        + 0.30 * u[20]
-        + 0.05 * u[14]
-        + 0.06 * u[15]
-        - 0.18 * u[23]
-        - 0.10 * u[24]
-        - 0.05 * u[17]
-        - 0.24 * round_
-    )
+    wider = 0.34 * u[12] + 0.36 * u[20] + 0.05 * u[14] + 0.06 * u[15]
+    narrower = 0.26 * u[23] + 0.12 * u[24] + 0.05 * u[17] + 0.28 * round_
+    half = person.mouth_width * (1 + wider - narrower)
     y0 = person.mouth_height + 0.015 * mean[20] - 0.015 * mean[9]
-    corner = y0 - 0.125 * u[12] - 0.035 * u[14] + 0.105 * u[15] + 0.03 * u[20] + 0.03 * u[26]
+    corner = y0 - 0.16 * u[12] - 0.035 * u[14] + 0.145 * u[15] + 0.03 * u[20] + 0.03 * u[26]
     middle = y0 + 0.035 * smile - 0.045 * mean[17] - 0.02 * mean[15] - 0.02 * mean[10]
     t = np.linspace(-1, 1, 29)
     side = (t > 0).astype(int)
@@ -885,7 +873,7 @@ def _mouth(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
     y = middle + (corner[side] - middle) * np.abs(t) ** 1.8
     lift = 0.05 * mean[10] + 0.03 * mean[9]
     up = parted * (0.018 + 0.03 * mean[26] + 0.01 * smile) * bow + lift * parted * flat
-    down = (0.05 * mean[25] + 0.23 * mean[26] + 0.05 * mean[16]) * (bow if round_ > 0.3 else flat)
+    down = (0.06 * mean[25] + 0.27 * mean[26] + 0.06 * mean[16]) * (bow if round_ > 0.3 else flat)
     down = down + 0.035 * smile * parted * flat
     inner_top = np.stack((x, y - up), 1)
     inner_bottom = np.stack((x, y + down), 1)
@@ -924,8 +912,8 @@ def _mouth(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
                 place(np.concatenate((low[keep], inner_bottom[keep][::-1]))),
                 np.array((236, 228, 214)),
             )
-    seam = person.lips * (0.50, 0.38, 0.40)
-    sheet.line(place(inner_top), 0.034, seam, 0.9)
+    seam = person.lips * (0.42, 0.30, 0.32)
+    sheet.line(place(inner_top), 0.045, seam)
     sheet.line(
         place(outer_bottom[8:-8] - (0, 0.035 * full)),
         0.02,
@@ -975,42 +963,43 @@ def _glasses(sheet: _Sheet, person: _Person) -> None:
 # %%
 def _background(size: int, wall: np.ndarray, generator: np.random.Generator) -> Image.Image:
     """A wall out of focus: a few large spots of a similar color."""
-    image = Image.new("RGB", (size, size), tuple(wall.astype(int).tolist()))
+    image = Image.new("RGB", (16, 16), tuple(wall.astype(int).tolist()))
     draw = ImageDraw.Draw(image, "RGBA")
-    tint = np.clip(wall * (0.85 + 0.35 * generator.random()) + generator.normal(0, 9, 3), 0, 255)
-    for x, y, radius in generator.random((5, 3)):
-        spot = np.array((x, y)) + (0.08 + 0.16 * radius) * _CIRCLE
-        draw.polygon((size * spot).ravel().tolist(), fill=(*tint.astype(int).tolist(), 90))
-    return image.filter(ImageFilter.GaussianBlur(0.025 * size))
+    tint = wall * (0.85 + 0.35 * generator.random()) + generator.normal(0, 9, 3)
+    tint = np.clip(tint, 0, 255).astype(int).tolist()
+    for x, y, radius in generator.random((5, 3)).tolist():
+        radius = 1 + 3 * radius
+        box = (16 * x - radius, 16 * y - radius, 16 * x + radius, 16 * y + radius)
+        draw.ellipse(box, fill=(*tint, 90))
+    return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _photograph(
     sheet: _Sheet, background: Image.Image, light: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-    """Render, light as if the head were round, expose, blur, add grain: uint8 (size, size, 3)."""
+) -> Image.Image:
+    """Render, light as if the head were round, expose, add grain, blur."""
     chance = generator.random
-    image, mask = sheet.render(background)
-    blur = sheet.size / 75 * max(0.0, 1.0 * chance() - 0.35)
-    if blur > 0.15:
-        image = image.filter(ImageFilter.GaussianBlur(blur))
-    pixels = np.asarray(image, dtype=np.float32) / 255
-    head = np.asarray(mask, dtype=np.float32) / 255
+    pixels, head = sheet.render(background)
     at = (np.arange(sheet.size, dtype=np.float32) + 0.5) * _OVERSAMPLING
     across = ((at - sheet.center[0]) / (1.05 * sheet.unit))[None, :]
     down = ((at - sheet.center[1]) / (1.3 * sheet.unit))[:, None]
     toward = np.sqrt(np.maximum(0.05, 1 - across**2 - down**2))
     x, y, z, strength = light.tolist()
     shade = head * (across * x + down * y + toward * z - 0.85 * z) + (1 - head) * 0.35 * across * x
-    warmth = generator.normal(0.0, 0.03)
-    exposure = 0.82 + 0.26 * chance()
-    color = exposure * np.array((1 + warmth, 1.0, 1 - warmth), dtype=np.float32)
-    pixels = pixels * (1 + strength * shade[:, :, None]).astype(np.float32) * color
-    pixels = 0.5 + (0.8 + 0.3 * chance()) * (pixels - 0.5) + 0.03 * generator.normal()
+    warmth = 0.02 + generator.normal(0.0, 0.025)
+    exposure = 0.92 + 0.16 * chance()
+    color = exposure * np.array((1 + warmth, 1.0, 1 - warmth))
+    pixels *= (1 + strength * shade).astype(np.float32) * color.astype(np.float32)[:, None, None]
+    pixels = 0.5 + (0.9 + 0.2 * chance()) * (pixels - 0.5) + 0.03 * generator.normal()
     # Bright skin rolls off as on film instead of burning out.
-    pixels = np.where(pixels > 0.75, 0.75 + 0.22 * np.tanh((pixels - 0.75) / 0.22), pixels)
-    grain = 0.004 + 0.018 * chance() ** 2
-    noise = generator.standard_normal((sheet.size, sheet.size, 1), dtype=np.float32)
-    return (np.clip(pixels + grain * noise, 0, 1) * 255 + 0.5).astype(np.uint8)
+    bright = pixels > 0.82
+    pixels[bright] = 0.82 + 0.18 * np.tanh((pixels[bright] - 0.82) / 0.18)
+    grain = 0.003 + 0.012 * chance() ** 2
+    noise = generator.standard_normal((sheet.size, sheet.size), dtype=np.float32)
+    pixels = np.clip(pixels + np.float32(grain) * noise, 0, 1) * 255 + 0.5
+    image = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8).transpose(1, 2, 0)))
+    blur = sheet.size / 75 * (1.2 * chance() - 0.7)
+    return image.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.15 else image
 
 
 def draw_face(
@@ -1051,12 +1040,12 @@ def draw_face(
         return math.radians(float(np.clip(camera.normal(0, spread), -limit, limit)))
 
     pose = {
-        "yaw": angle(13, 30),
-        "pitch": angle(6, 14),
-        "roll": angle(6, 15),
-        "scale": 0.385 + 0.06 * camera.random(),
-        "dx": float(camera.normal(0, 0.018)),
-        "dy": float(camera.normal(0, 0.018)),
+        "yaw": angle(9, 22),
+        "pitch": angle(4, 9),
+        "roll": angle(4, 10),
+        "scale": 0.49 + 0.03 * camera.random(),
+        "dx": float(camera.normal(0, 0.012)),
+        "dy": float(camera.normal(0, 0.012)),
     }
     wall = np.array(_WALLS[int(len(_WALLS) * camera.random())], dtype=float) * (
         0.8 + 0.25 * camera.random()
@@ -1064,7 +1053,7 @@ def draw_face(
     gaze = camera.normal(0, 1, size=2) * (0.03, 0.012)
     around = camera.normal(-0.2, 0.9)
     light = np.array(
-        (math.sin(around) * 0.8, -0.35, math.cos(around) * 0.6 + 0.3, 0.25 + 0.5 * camera.random())
+        (math.sin(around) * 0.8, -0.35, math.cos(around) * 0.6 + 0.3, 0.15 + 0.35 * camera.random())
     )
 
     sheet = _Sheet(size, pose)
@@ -1080,7 +1069,7 @@ def draw_face(
         _brow(sheet, person, units[:, side].tolist(), side)
     _hair_in_front(sheet, person)
     _glasses(sheet, person)
-    image = Image.fromarray(_photograph(sheet, _background(size, wall, camera), light, camera))
+    image = _photograph(sheet, _background(size, wall, camera), light, camera)
     return image if color else image.convert("L")
 
 
@@ -1095,7 +1084,7 @@ def draw_face(
 
 # %%
 # Raise it with every change of a pixel, so that older folders are drawn again.
-_VERSION = 1
+_VERSION = 2
 _MARKER = "drawn_faces.json"
 _FER_FOLDERS = {
     "Anger": "angry",

@@ -102,7 +102,7 @@ def precision_recall(
 
 # %%
 def embedding_map(
-    features: np.ndarray, *, limit: int = 1500, perplexity: float = 30.0, seed: int = 0
+    features: np.ndarray, *, limit: int = 1000, perplexity: float = 30.0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return t-SNE points float32 (n, 2) and the positions int64 (n,) of the features (N, F) shown.
 

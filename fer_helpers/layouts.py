@@ -78,7 +78,13 @@ class Listing:
 
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in `folder`, sorted, without hidden ones."""
-    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not is_hidden(e.name))
+    return sorted(e.name for e in entries(folder) if e.is_dir() and not is_hidden(e.name))
+
+
+def entries(folder: str | Path) -> list[os.DirEntry]:
+    """What a folder holds, in no particular order."""
+    with os.scandir(folder) as found:
+        return list(found)
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -202,7 +208,7 @@ def walk_files(folder: Path) -> tuple[list[tuple[str, str, int, int]], int, int]
     todo = [(str(folder), "")]
     while todo:
         place, below = todo.pop()
-        for entry in os.scandir(place):
+        for entry in entries(place):
             if is_hidden(entry.name):
                 hidden += 1
             elif entry.is_dir():
@@ -313,7 +319,7 @@ def list_class_folders(
         files += [(f"{role}/{unicodedata.normalize('NFC', name)}/{f[0]}", *f[1:]) for f in inside]
         labels += [class_names.index(emotion)] * len(inside)
         hidden, loops = hidden + skipped, loops + circles
-    beside = [e.name for e in os.scandir(folder) if not e.is_dir() or is_hidden(e.name)]
+    beside = [e.name for e in entries(folder) if not e.is_dir() or is_hidden(e.name)]
     hidden += sum(is_hidden(name) for name in beside)
     loose = sum(not is_hidden(name) for name in beside)
     for count, what in (

@@ -55,8 +55,10 @@ REDUCTION = 16  # of the channels, in every channel attention, as in the papers
 # (channel, squeeze-and-excitation), or one after the other (CBAM).
 #
 # A fresh mask stands near one half, so it shrinks pretrained features at once. The **safe start**
-# sets the last convolution to zero and doubles the mask: sigmoid(0) is exactly one half, so the net
-# begins as exactly the net without attention and learns to leave from there.
+# sets the last convolution to zero and adds one half to the mask: sigmoid(0) is exactly one half,
+# so the net begins as exactly the net without attention and learns to leave from there. The half
+# also stays as a floor: with a large learning rate one step can push a plain mask to zero
+# everywhere, where the sigmoid has no gradient, and a net behind a closed mask never learns again.
 
 
 # %%
@@ -71,7 +73,7 @@ class SpatialAttention(nn.Module):
         """Build the 7x7 convolution, two channels to one, without bias."""
         super().__init__()
         self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
-        self.gain = _start(self.conv, safe_start)
+        self.shift = _start(self.conv, safe_start)
 
     def mask(self, x: Tensor) -> Tensor:
         """The mask (N, 1, h, w) for a map (N, C, h, w), values between 0 and 1."""
@@ -80,7 +82,7 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The masked map, same shape."""
-        return x * (self.gain * self.mask(x))
+        return x * (self.mask(x) + self.shift)
 
 
 # %%
@@ -99,12 +101,12 @@ class ChannelAttention(nn.Module):
             nn.ReLU(),
             nn.Conv2d(hidden, channels, 1, bias=False),
         )
-        self.gain = _start(self.mlp[2], safe_start)
+        self.shift = _start(self.mlp[2], safe_start)
 
     def forward(self, x: Tensor) -> Tensor:
         """The weighted map, same shape (N, C, h, w)."""
         mean, peak = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        return x * (self.gain * (self.mlp(mean) + self.mlp(peak)).sigmoid())
+        return x * ((self.mlp(mean) + self.mlp(peak)).sigmoid() + self.shift)
 
 
 # %%
@@ -114,11 +116,11 @@ class SqueezeExcite(SqueezeExcitation):
     def __init__(self, channels: int, safe_start: bool = False) -> None:
         """Build the block: channels -> channels / 16 -> channels, with biases."""
         super().__init__(channels, max(1, channels // REDUCTION))
-        self.gain = _start(self.fc2, safe_start)
+        self.shift = _start(self.fc2, safe_start)
 
     def forward(self, x: Tensor) -> Tensor:
         """The weighted map, same shape (N, C, h, w)."""
-        return self.gain * super().forward(x)
+        return super().forward(x) + self.shift * x
 
 
 # %%
@@ -136,12 +138,12 @@ class CBAM(nn.Sequential):
 
 # %%
 def _start(last: nn.Conv2d, safe_start: bool) -> float:
-    """Set the last convolution for the wanted start and return the factor that goes with it."""
+    """Set the last convolution for the wanted start and return what is added to the mask."""
     if safe_start:
         nn.init.zeros_(last.weight)
         if last.bias is not None:
             nn.init.zeros_(last.bias)
-    return 2.0 if safe_start else 1.0
+    return 0.5 if safe_start else 0.0
 
 
 def _attention(kind: str, channels: int, safe_start: bool) -> nn.Module:

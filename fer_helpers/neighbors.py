@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from fer_helpers.layouts import (
     DataError,
     Listing,
     canonical_emotion,
+    entries,
     is_hidden,
     list_class_folders,
     make_listing,
@@ -100,7 +100,7 @@ def _file_names(folder: Path) -> Iterator[str]:
 
 
 def _holds_files(folder: Path) -> bool:
-    return any(not e.is_dir() and not is_hidden(e.name) for e in os.scandir(folder))
+    return any(not e.is_dir() and not is_hidden(e.name) for e in entries(folder))
 
 
 def _label_table(folder: Path) -> Path | None:
@@ -161,8 +161,8 @@ def _list_numbered(found: Recognized, folders: dict, order: list[str]) -> dict[s
                 f"{role} in {folder} does not hold the folders {', '.join(numbers)} of train: "
                 "unzip the dataset again"
             )
-        files, labels, notes = _gather(folder, role)
-        emotions = [meaning[name.split("/")[1]] for name in labels]
+        files, notes = _gather(folder, role)
+        emotions = [meaning[name.split("/")[1]] for name, *_ in files]
         listings[role] = _named(role, folder, files, emotions, notes)
     read = ", ".join(f"{number} as {name}" for number, name in meaning.items())
     first = listings["train"]
@@ -181,8 +181,8 @@ def _as_number(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdigit() else (-1, name)
 
 
-def _gather(folder: Path, role: str) -> tuple[list, list[str], list[str]]:
-    """Every file below a folder, named from its role; names again; notes."""
+def _gather(folder: Path, role: str) -> tuple[list[tuple[str, str, int, int]], list[str]]:
+    """Every file below a folder of folders, named from its role, and notes."""
     found, hidden, loops = walk_files(folder)
     files = [(f"{role}/{name}", *rest) for name, *rest in found]
     notes = [f"{role}: {hidden} hidden or system files ignored"] if hidden else []
@@ -190,7 +190,7 @@ def _gather(folder: Path, role: str) -> tuple[list, list[str], list[str]]:
     loose = [file for file in files if file[0].count("/") < 2]
     notes += [f"{role}: {len(loose)} files beside the class folders ignored"] if loose else []
     files = [file for file in files if file[0].count("/") >= 2]
-    return files, [file[0] for file in files], notes
+    return files, notes
 
 
 def _meaning(numbers: Sequence[str], order: list[str], where: Path) -> dict[str, str]:
@@ -306,10 +306,10 @@ def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
     for role, folder in folders.items():
         if folder is None:
             continue
-        files, names, notes = _gather(folder, role)
+        files, notes = _gather(folder, role)
         known, emotions = [], []
-        for file, name in zip(files, names, strict=True):
-            below = name.split("/", 1)[1]
+        for file in files:
+            below = file[0].split("/", 1)[1]
             label = labels.get(_plain(below)) or labels.get(_plain(f"{folder.name}/{below}"))
             if label is None:
                 unlisted += 1
@@ -337,9 +337,3 @@ def _plain(path: str) -> str:
 def subjects(files: Sequence[str]) -> list[str]:
     """The person on each CK+ picture, from its name: `S010_002_00000014.png` -> `S010`."""
     return [file.rsplit("/", 1)[-1].split("_")[0] for file in files]
-
-
-def class_counts(listing: Listing) -> dict[str, int]:
-    """Number of listed files of each class."""
-    found = Counter(listing.labels.tolist())
-    return {name: found[i] for i, name in enumerate(listing.class_names)}

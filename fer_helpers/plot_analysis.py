@@ -30,11 +30,13 @@ from fer_helpers.plot_style import (
     PALE,
     PALETTE,
     RED,
+    as_counts,
     as_percent,
     check_rows,
     clean,
     draw_matrix,
     in_style,
+    legend_below,
     new_figure,
 )
 
@@ -104,10 +106,10 @@ def plot_reliability(
             right.stairs(part["count"], edges, color=color, linewidth=1.8, fill=False)
     left.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="right answers", aspect="equal")
     right.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
-    right.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    as_counts(right.yaxis)
     for axis in (left.xaxis, left.yaxis, right.xaxis):
         as_percent(axis)
-    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    legend_below(figure, handles, names, columns=2)
     return figure
 
 
@@ -127,7 +129,7 @@ def plot_risk_coverage(
     """
     coverage = np.asarray(curve["coverage"])
     wrong = 1 - np.asarray(curve["accuracy"])
-    figure, axes = new_figure(3.5, title, note, width=8)
+    figure, axes = new_figure(3.8, title, note, width=8)
     ax = axes[0, 0]
     x, y = _thin(coverage, wrong)
     ax.plot(x, y, color=BLUE, linewidth=1.8)
@@ -146,7 +148,7 @@ def plot_risk_coverage(
     ax.set_ylim(0, max(1.15 * float(y.max()), 0.02))
     as_percent(ax.xaxis)
     as_percent(ax.yaxis)
-    figure.legend(handles, names, loc="outside lower center", ncols=2)
+    legend_below(figure, handles, names)
     return figure
 
 
@@ -166,7 +168,13 @@ def plot_precision_recall(
     for k, name in enumerate(class_names):
         if name not in curves:
             continue
-        recall, precision = _thin(curves[name]["recall"], curves[name]["precision"])
+        recall, precision = (
+            np.asarray(curves[name]["recall"]),
+            np.asarray(curves[name]["precision"]),
+        )
+        # One point per recall that is reached, the best one: the others are vertical drops.
+        recall, best = np.unique(recall[::-1], return_index=True)
+        recall, precision = _thin(recall, precision[::-1][best])
         handles += ax.plot(
             recall, precision, DASHES[k % 4], color=PALETTE[k % len(PALETTE)], linewidth=1.7
         )
@@ -300,12 +308,13 @@ def plot_mcnemar(
     """Draw p values (R, R) of all pairs of runs; NaN (diagonal, or not comparable) is a dash."""
     p_values = np.asarray(p_values, dtype=np.float64)
     check_rows("p_values", p_values, names)
-    size = 0.62 * len(names) + 2.4
-    figure, axes = new_figure(size, title, note, width=max(size + 0.6, 4.5))
+    size = 0.62 * len(names) + 2.2
+    figure, axes = new_figure(size, title, note, width=max(size + 1.2, 5))
     known = np.nan_to_num(p_values, nan=1.0)
     texts = np.where(known < 0.001, "<.001", np.char.mod("%.3f", known))
     draw_matrix(
         axes[0, 0], p_values, names, texts=texts, cmap="Blues_r", low=0, high=0.25, truth="",
+        limit=24,
         prediction="p value; below 0.05 the runs differ",
     )  # fmt: skip
     return figure

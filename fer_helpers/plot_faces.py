@@ -28,6 +28,7 @@ from fer_helpers.plot_style import (
     ORANGE,
     PALE,
     WIDTH,
+    NotebookFigure,
     check_rows,
     clean,
     in_style,
@@ -66,13 +67,15 @@ def draw_gallery(
     row_labels: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
     cell: int = 110,
+    gap: int = 6,
     title: str = "",
     note: str = "",
 ) -> Figure:
     """Draw rows of faces (uint8, rows may differ in length) with a name per row and captions below.
 
-    `cell` is the greatest width of a face in pixels; it shrinks when the figure would become wider
-    than a notebook. Small faces are enlarged by whole factors, so their pixels stay visible.
+    `cell` is the greatest width of a face in pixels (it shrinks when the figure would become wider
+    than a notebook), `gap` the space between two. Small faces are enlarged by whole factors, so
+    their pixels stay visible.
     """
     faces = [to_rgb(row) for row in rows]
     if not any(faces):
@@ -82,20 +85,25 @@ def draw_gallery(
     columns = max(len(row) for row in faces)
     labels = [clean(label) for label in row_labels]
     left = 14 + 8 * max((len(label) for label in labels), default=0)
-    side = min(cell, (round(100 * WIDTH) - left - 10) // columns - 6)
+    side = min(cell, (round(100 * WIDTH) - left - 10) // columns - gap)
     sides = {max(face.shape[:2]) for row in faces for face in row}
     doubled = len(sides) == 1 and max(sides) <= side
     if doubled:
         side = side // max(sides) * max(sides)
-    texts = [[_wrap(caption, side // 6) for caption in row] for row in captions]
-    lines = max((text.count("\n") + 1 for row in texts for text in row), default=0)
-    pitch = side + 6
-    row_height = pitch + (14 * lines + 4 if lines else 0)
-    canvas = np.full((len(faces) * row_height - 6, columns * pitch - 6, 3), 255, dtype=np.uint8)
+    pitch = side + gap
+    texts = [[_wrap(caption, round(pitch / 6.2)) for caption in row] for row in captions]
+    tops, height = [], 0
+    for i in range(len(faces)):
+        lines = max((text.count("\n") + 1 for text in texts[i] if text), default=0) if texts else 0
+        tops.append(height)
+        height += side + 6 + (14 * lines + 4 if lines else 0)
+    canvas = np.full((height - 6, columns * pitch - gap, 3), 255, dtype=np.uint8)
     top, bottom = (30 if title else 6), (22 if note else 6)
     height = top + canvas.shape[0] + bottom
     width = max(left + canvas.shape[1] + 10, 9 * len(title) + 20, 6 * len(note) + 20)
-    figure = plt.figure(figsize=(width / 100, height / 100), layout="none")
+    figure = plt.figure(
+        figsize=(width / 100, height / 100), layout="none", FigureClass=NotebookFigure
+    )
     if title:
         figure.text(
             8 / width, 1 - 6 / height, clean(title, 100), va="top", fontsize=12, fontweight="bold"
@@ -106,15 +114,15 @@ def draw_gallery(
     )
     for i, row in enumerate(faces):
         for j, face in enumerate(row):
-            y, x = i * row_height, j * pitch
+            y, x = tops[i], j * pitch
             canvas[y : y + side, x : x + side] = _resized(face, side, doubled) // 8 * 8 + 4
-            if texts:
+            if texts and texts[i]:
                 ax.text(
                     x + side / 2, y + side + 3, texts[i][j],
                     ha="center", va="top", fontsize=8, linespacing=1.2,
                 )  # fmt: skip
         if labels:
-            ax.text(-7, i * row_height + side / 2, labels[i], ha="right", va="center")
+            ax.text(-7, tops[i] + side / 2, labels[i], ha="right", va="center")
     ax.imshow(canvas, interpolation="nearest", aspect="auto")
     ax.set_axis_off()
     return figure
@@ -264,7 +272,7 @@ def plot_attention(
     return draw_gallery(
         [list(images), overlays],
         row_labels=["face", "attention"],
-        captions=[[""] * len(overlays), list(captions)] if captions else (),
+        captions=[[], list(captions)] if captions else (),
         title=f"{title}: {low:.2f} (dark) to {high:.2f} (bright)",
         note=note,
     )
@@ -288,17 +296,18 @@ def plot_suspects(
         f"model {clean(s['predicted'], 12)} {100 * s['confidence']:.0f} %"
         for s in suspects
     ]
-    return _caption_rows(images, captions, columns, title, note)
+    return _caption_rows(images, captions, columns, title, note, gap=44)
 
 
 def _caption_rows(
-    images: np.ndarray, captions: Sequence[str], columns: int, title: str, note: str
+    images: np.ndarray, captions: Sequence[str], columns: int, title: str, note: str, gap: int = 6
 ) -> Figure:
     starts = range(0, len(captions), columns)
     return draw_gallery(
         [images[s : s + columns] for s in starts],
         captions=[captions[s : s + columns] for s in starts],
         cell=120,
+        gap=gap,
         title=title,
         note=note,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
 
-PALETTE = tuple(sns.color_palette("colorblind").as_hex())
+# seaborn's color-blind palette, its two palest colors last: they are hard to see as thin lines.
+PALETTE = tuple(sns.color_palette("colorblind").as_hex()[k] for k in (0, 1, 2, 3, 4, 5, 9, 7, 6, 8))
 BLUE, ORANGE, GREEN, RED, GREY = PALETTE[0], PALETTE[1], PALETTE[2], PALETTE[3], "#6b6b6b"
 PALE = "#b8c9d9"
 WIDTH = 9.5  # inches, about the width of a notebook
@@ -35,6 +39,25 @@ STYLE = {
 }
 
 
+class NotebookFigure(Figure):
+    """A figure that notebooks show as a small PNG, whatever their inline settings are."""
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        picture = base64.b64encode(png_bytes(self)).decode("ascii")
+        return {"image/png": picture, "text/plain": repr(self)}
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Return a figure as PNG with a palette of 256 colors, about a third of the usual size."""
+    full, small = io.BytesIO(), io.BytesIO()
+    with plt.rc_context({"savefig.bbox": None}):
+        figure.savefig(full, format="png", dpi=figure.dpi, facecolor="white")
+    picture = Image.open(full).convert("RGB")
+    picture = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    picture.save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
 def in_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Make a function that returns a figure draw it in the house style and close it in pyplot."""
 
@@ -44,7 +67,7 @@ def in_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         try:
             with plt.style.context(["default", STYLE]):
                 figure = draw(*args, **kwargs)
-                figure.draw_without_rendering()  # ticks take their style when they are first drawn
+                _freeze(figure)
         finally:
             for number in set(plt.get_fignums()) - before:
                 plt.close(number)
@@ -53,11 +76,24 @@ def in_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
+def _freeze(figure: Figure) -> None:
+    # Ticks take their style when they are first drawn, so draw them while it holds. That also lays
+    # the figure out; doing it once is enough, and it is the slowest part of saving a figure.
+    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        for legend in figure.legends:  # room was made for them above the note; now go there
+            legend.set_bbox_to_anchor(engine.get()["rect"], figure.transFigure)
+        figure.set_layout_engine("none")
+
+
 def new_figure(
     height: float, title: str, note: str, *, width: float = WIDTH, rows: int = 1, columns: int = 1
 ) -> tuple[Figure, np.ndarray]:
     """Return a figure (inches) with its axes, title and, in the lower right corner, its note."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), squeeze=False, FigureClass=NotebookFigure
+    )
     if title:
         figure.suptitle(clean(title, 110), x=0.01, ha="left", fontsize=12, fontweight="bold")
     if note:
@@ -71,6 +107,11 @@ def write_note(figure: Figure, note: str) -> None:
     """Write a note (where the data comes from) into the lower right corner."""
     down = 0.04 / figure.get_figheight()
     figure.text(0.995, down, clean(note, 150), ha="right", fontsize=8.5, style="italic", color=GREY)
+
+
+def legend_below(figure: Figure, handles: Sequence, names: Sequence[str], columns: int = 1) -> None:
+    """Put one legend for all axes below them, and above the note."""
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
 def clean(text: str, limit: int = 16) -> str:
@@ -90,8 +131,8 @@ def savefig(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    png.write_bytes(png_bytes(figure))
     with plt.rc_context({"svg.hashsalt": "fer", "savefig.bbox": None}):
-        figure.savefig(png, facecolor="white", metadata={"Software": None})
         figure.savefig(svg, facecolor="white", metadata={"Date": None, "Creator": None})
     return png, svg
 
@@ -99,6 +140,12 @@ def savefig(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
 def as_percent(axis) -> None:
     """Label an axis that runs from 0 to 1 in percent."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+
+
+def as_counts(axis) -> None:
+    """Label an axis with whole numbers."""
+    axis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def name_ticks(ax: Axes, names: Sequence[str]) -> None:
@@ -125,6 +172,7 @@ def draw_matrix(
     texts: np.ndarray | None = None,
     low: float | None = None,
     high: float | None = None,
+    limit: int = 12,
     truth: str = "true class",
     prediction: str = "predicted class",
 ) -> None:
@@ -141,7 +189,7 @@ def draw_matrix(
     for i, j in np.argwhere(~known):
         ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=GREY, fontsize=8)
     spots = np.arange(len(names)) + 0.5
-    shown = [clean(name, 12) for name in names]
+    shown = [clean(name, limit) for name in names]
     ax.set_xticks(spots, shown, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_yticks(spots, shown, rotation=0)
     ax.tick_params(length=0)

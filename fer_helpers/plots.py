@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from fer_helpers.plot_analysis import (
     plot_embedding,
@@ -50,13 +50,16 @@ from fer_helpers.plot_style import (
     ORANGE,
     PALETTE,
     RED,
+    as_counts,
     as_percent,
     check_rows,
     clean,
     draw_matrix,
     in_style,
+    legend_below,
     name_ticks,
     new_figure,
+    png_bytes,
     savefig,
 )
 
@@ -64,9 +67,11 @@ from fer_helpers.plot_style import (
 __all__ = [
     "PALETTE",
     "as_percent",
+    "check_rows",
     "clean",
     "draw_gallery",
     "in_style",
+    "legend_below",
     "new_figure",
     "plot_attention",
     "plot_augmentation",
@@ -86,6 +91,7 @@ __all__ = [
     "plot_robustness",
     "plot_samples",
     "plot_suspects",
+    "png_bytes",
     "savefig",
 ]
 
@@ -105,7 +111,7 @@ def plot_class_counts(
     """Draw images per class as bars, side by side for each split: counts {split: (K,)}."""
     for split, values in counts.items():
         check_rows(f"counts[{split!r}]", values, class_names)
-    figure, axes = new_figure(3.4, title, note)
+    figure, axes = new_figure(3.6 if len(counts) > 1 else 3.3, title, note)
     ax = axes[0, 0]
     spots, size = np.arange(len(class_names)), 0.82 / max(len(counts), 1)
     handles = []
@@ -116,11 +122,11 @@ def plot_class_counts(
             ax.bar_label(handles[-1], fmt="{:,.0f}", fontsize=7.5, padding=1)
     name_ticks(ax, class_names)
     ax.set_ylabel("images")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    as_counts(ax.yaxis)
     ax.margins(y=0.12)
     if len(counts) > 1:
         labels = [f"{clean(name, 24)} ({int(np.sum(v)):,})" for name, v in counts.items()]
-        figure.legend(handles, labels, loc="outside upper right", ncols=len(counts))
+        legend_below(figure, handles, labels, columns=min(len(counts), 4))
     return figure
 
 
@@ -175,7 +181,7 @@ def plot_history(
             ax.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
         if kind == "accuracy":
             as_percent(ax.yaxis)
-            figure.legend(handles, names, loc="outside lower center", ncols=len(names))
+            legend_below(figure, handles, names, columns=len(names))
     return figure
 
 
@@ -226,7 +232,7 @@ def plot_class_accuracy(
     )
     if np.isnan(share).all():
         raise ValueError("confusion counts no image, so there is no accuracy to draw.")
-    figure, axes = new_figure(3.4, title, note)
+    figure, axes = new_figure(3.7, title, note)
     ax = axes[0, 0]
     ax.bar(range(len(share)), np.nan_to_num(share), 0.68, color=BLUE)
     mean = float(np.nanmean(share))
@@ -242,7 +248,7 @@ def plot_class_accuracy(
     ax.set_ylim(0, 1.1)
     ax.set_yticks(np.arange(0, 1.01, 0.2))
     ax.set_ylabel("right answers")
-    figure.legend([line], [f"mean {100 * mean:.1f} %"], loc="outside upper right")
+    legend_below(figure, [line], [f"mean {100 * mean:.1f} %"])
     return figure
 
 
@@ -255,7 +261,7 @@ def plot_class_scores(
     note: str = "",
 ) -> Figure:
     """Draw precision, recall and F1 (0..1) side by side; `per_class` as `evaluate` returns it."""
-    figure, axes = new_figure(3.4, title, note)
+    figure, axes = new_figure(3.7, title, note)
     ax = axes[0, 0]
     spots, handles = np.arange(len(per_class)), []
     for k, (key, color) in enumerate(
@@ -267,7 +273,7 @@ def plot_class_scores(
     name_ticks(ax, list(per_class))
     ax.set_ylim(0, 1.08)
     ax.set_yticks(np.arange(0, 1.01, 0.2))
-    figure.legend(handles, ["precision", "recall", "F1"], loc="outside upper right", ncols=3)
+    legend_below(figure, handles, ["precision", "recall", "F1"], columns=3)
     return figure
 
 

@@ -39,7 +39,7 @@ def pairs() -> dict[Path, Path]:
 
 def partner(script: Path) -> Path:
     config = load_jupytext_config(str(script))
-    notebook = jupytext.read(script, config=config)
+    notebook = jupytext.read(script, fmt="py:percent", config=config)
     formats = notebook_formats(notebook, config, str(script))
     return next(
         Path(path)
@@ -51,7 +51,7 @@ def partner(script: Path) -> Path:
 def from_script(script: Path) -> nbformat.NotebookNode:
     """The notebook that a script describes, without outputs, with fixed cell ids."""
     config = load_jupytext_config(str(script))
-    notebook = jupytext.read(script, config=config)
+    notebook = jupytext.read(script, fmt="py:percent", config=config)
     # What jupytext itself keeps in a notebook; its version number would only make noise.
     filters = {
         "cell_metadata_filter": config.cell_metadata_filter,

@@ -11,7 +11,6 @@ from PIL import Image
 
 from fer_helpers import data
 from fer_helpers.data import (
-    AFFECTNET_CLASSES,
     FER_CLASSES,
     DataError,
     FaceSet,
@@ -23,42 +22,7 @@ from fer_helpers.data import (
     load_fer2013,
     train_class_weights,
 )
-
-FER_FOLDERS = [name.lower() for name in FER_CLASSES]
-FER_FOLDERS[0] = "angry"
-
-
-def picture(seed, size=(12, 12), grey=True):
-    shape = size[::-1] if grey else (*size[::-1], 3)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def save(path, pixels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def write_fer(root, train=10, public=2, private=2, folders=FER_FOLDERS):
-    """Grey noise in the Kaggle layout; PNG, so that the pixels read are the pixels written."""
-    for k, name in enumerate(folders):
-        for split, folder, count in (
-            ("Training", "train", train),
-            ("PublicTest", "test", public),
-            ("PrivateTest", "test", private),
-        ):
-            for i in range(count):
-                seed = ["Training", "PublicTest", "PrivateTest"].index(split) * 10_000 + k * 100 + i
-                save(root / folder / name / f"{split}_{seed}.png", picture(seed))
-    return root
-
-
-def write_affectnet(root, splits=("train", "val"), per_class=8, folders=AFFECTNET_CLASSES):
-    for s, split in enumerate(splits):
-        for k, name in enumerate(folders):
-            for i in range(per_class):
-                seed = s * 1000 + k * 100 + i
-                save(root / split / name / f"image{seed}.png", picture(seed, (10, 10), grey=False))
-    return root
+from tests.faces_on_disk import picture, save, write_affectnet, write_fer
 
 
 def fer(root, **keywords):
@@ -446,11 +410,38 @@ def test_class_weights_by_hand():
         train_class_weights(labels, 3, "inverse")
 
 
+def test_types_are_distinct(tmp_path):
+    splits = fer(write_fer(tmp_path))
+    assert not isinstance(splits.train, TestSet) and not isinstance(splits.selection, TestSet)
+
+
 # ---------------------------------------------------------------- the real data
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
-def test_types_are_distinct(tmp_path):
-    splits = fer(write_fer(tmp_path))
-    assert not isinstance(splits.train, TestSet) and not isinstance(splits.selection, TestSet)
+@pytest.fixture(scope="module")
+def real_fer(tmp_path_factory):
+    """The development half of FER2013, unpacked once."""
+    archive = next((p / "shared/data/fer2013-dev.zip" for p in Path(__file__).resolve().parents
+                    if (p / "shared/data/fer2013-dev.zip").is_file()), None)  # fmt: skip
+    if archive is None:
+        pytest.skip("../shared/data/fer2013-dev.zip is not here: no real data on this machine")
+    folder = tmp_path_factory.mktemp("fer2013")
+    shutil.unpack_archive(archive, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_real_fer2013_has_the_measured_numbers(real_fer):
+    splits = fer(real_fer, selection_size=3000)
+    test = splits.tests[0]
+    assert test.split == "PublicTest" and len(test) == 3589
+    assert test.counts().tolist() == [467, 56, 496, 895, 607, 653, 415]
+    assert (~test.leak_free).sum() == 280
+    together = splits.train.counts() + splits.selection.counts()
+    assert together.tolist() == [3995, 436, 4097, 7215, 4965, 4830, 3171]
+    assert len(splits.selection) == 3000
+    assert not set(splits.train.pixel_hashes) & set(splits.selection.pixel_hashes)
+    assert not splits.bad_files and not splits.notes
+    assert splits.train.pixels.shape[1:] == (48, 48, 1)

@@ -17,6 +17,7 @@ import yaml
 
 from fer_helpers import kaggle
 from fer_helpers.config import ConfigError
+from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.kaggle import KaggleError, kaggle_user, package_modules, stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -322,22 +323,80 @@ print(json.dumps({name: module.__file__ for name, module in sorted(sys.modules.i
                   if name.startswith("fer_helpers")}))"""
 
 
-@pytest.mark.slow
-def test_received_notebook_runs_in_an_empty_folder(client, tmp_path):
-    received = nbformat.reads(push(client, tmp_path)["text"], as_version=4)
-    received.cells.append(nbformat.v4.new_code_cell(PROBE))
-    folder = tmp_path / "working"
+def run_as_on_kaggle(notebook: Path, folder: Path, **parameters):
+    """Run a staged notebook in a folder of its own; `fer_helpers` may come from nowhere else."""
     folder.mkdir()
-    nbformat.write(received, folder / "received.ipynb")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["KAGGLE_KERNEL_RUN_TYPE"] = "Batch"
-    command = [sys.executable, "-m", "papermill", "received.ipynb", "done.ipynb"]
-    command += ["-f", str(ROOT / "params" / "demo.yaml"), "--no-progress-bar"]
+    demo = yaml.safe_load((ROOT / "params" / "demo.yaml").read_text(encoding="utf-8"))
+    (folder.parent / "values.yaml").write_text(yaml.safe_dump(demo | parameters))
+    received = nbformat.read(notebook, as_version=4)
+    received.cells.append(nbformat.v4.new_code_cell(PROBE))
+    nbformat.write(received, folder.parent / "received.ipynb")
+    command = [sys.executable, "-m", "papermill", "../received.ipynb", "../done.ipynb"]
+    command += ["-f", "../values.yaml", "--no-progress-bar"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    last = nbformat.read(folder / "done.ipynb", as_version=4).cells[-1]
+    last = nbformat.read(folder.parent / "done.ipynb", as_version=4).cells[-1]
     loaded = json.loads(last.outputs[0].text)
-    assert len(loaded) > 5
+    assert {"fer_helpers.models", "fer_helpers.training"} <= set(loaded)
     for name, file in loaded.items():
         assert Path(file).resolve().is_relative_to(folder.resolve()), name
-    assert list(folder.glob("runs/*/metrics.json"))
+
+
+@pytest.mark.slow
+def test_received_notebook_runs_in_an_empty_folder(client, tmp_path):
+    (tmp_path / "sent.ipynb").write_text(push(client, tmp_path)["text"], encoding="utf-8")
+    run_as_on_kaggle(tmp_path / "sent.ipynb", tmp_path / "working")
+    metrics = json.loads((tmp_path / "working" / "runs" / "demo" / "metrics.json").read_text())
+    assert metrics["results"]
+
+
+QUICK = {  # the same cells, few faces
+    "MAX_IMAGES": 120,
+    "SELECTION_SIZE": 40,
+    "AFFECTNET_EPOCHS": 2,
+    "FER_EPOCHS": 2,
+    "TTA_VIEWS": 1,
+    "BOOTSTRAP": 100,
+    "ROBUSTNESS": False,
+    "EMBEDDING": False,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mount", ["{slug}", "datasets/{owner}/{slug}"])
+def test_second_session_goes_on_where_the_first_was_stopped(tmp_path, mount):
+    # Mounts as Kaggle lays them, in both of its ways, and the parameters of kaggle.yaml's kind.
+    inputs = tmp_path / "kaggle" / "input"
+    faces = write_demo_faces(tmp_path / "faces", per_class=15)
+    for source, owner, slug in (
+        ("affectnet", "dollyprajapati182", "balanced-affectnet"),
+        ("fer2013", "msambare", "fer2013"),
+    ):
+        target = inputs / mount.format(owner=owner, slug=slug)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(faces / source, target)
+    parameters = QUICK | {
+        "AFFECTNET_DIR": str(inputs / "balanced-affectnet"),
+        "FER_TRAIN_DIR": str(inputs / "fer2013" / "train"),
+        "FER_TEST_DIR": str(inputs / "fer2013" / "test"),
+        "MAX_BAD_SHARE": 0.1,  # one broken file is a large share of so few
+        "CACHE_DIR": str(tmp_path / "temp"),
+        "RUN_NAME": "kaggle",
+        "RESUME": "auto",
+    }
+    staged = stage(tmp_path / "staged", user="tester")
+    run_as_on_kaggle(staged, tmp_path / "first", **parameters, TIME_BUDGET_MINUTES=0.01)
+    begun = tmp_path / "first" / "runs" / "kaggle"
+    assert json.loads((begun / "run.json").read_text())["finished"] is False
+
+    attached = inputs / "facial-emotion-recognition" / "runs" / "kaggle"
+    shutil.copytree(begun, attached)
+    parameters["RESUME"] = str(attached)
+    run_as_on_kaggle(staged, tmp_path / "second", **parameters)
+    folder = next(path.parent for path in tmp_path.rglob("kaggle/run.json") if path.parent != begun)
+    assert json.loads((folder / "run.json").read_text())["finished"] is True
+    history = (folder / "history.csv").read_text()
+    assert history.count("affectnet") == 2
+    assert history.count("fer2013") == 2

@@ -1,0 +1,327 @@
+"""Every layout people have, recognized and read by the meaning of its labels."""
+
+import numpy as np
+import pytest
+
+from fer_helpers import fer_csv
+from fer_helpers.data import FER_CLASSES, DataError, load_faces
+from tests.faces_on_disk import FER_FOLDERS, picture, save, write_affectnet, write_fer
+
+
+def load(path, cache, **keywords):
+    return load_faces(
+        path, **{"cache_dir": cache, "selection_size": 7, "progress": False} | keywords
+    )
+
+
+def write_csv(path, rows=70, header="emotion,pixels,Usage", spoil=None):
+    """Rows in the order of the real file; `spoil` maps a row to its text."""
+    usages = ["Training"] * (rows - 28) + ["PublicTest"] * 14 + ["PrivateTest"] * 14
+    lines = [header]
+    for row, usage in enumerate(usages):
+        pixels = " ".join(map(str, picture(row, (48, 48)).ravel()))
+        cells = {"emotion": str(row % 7), "pixels": pixels, "Usage": usage}
+        line = ",".join(cells[name.strip()] for name in header.split(","))
+        lines.append((spoil or {}).get(row, line))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------- FER2013 as CSV
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [("fer2013.csv", "emotion,pixels,Usage"), ("icml_face_data.csv", "emotion, Usage, pixels")],
+)
+def test_csv_files_are_read_by_column_name(tmp_path, name, header):
+    write_csv(tmp_path / "fer" / name, header=header)
+    for path in (tmp_path / "fer", tmp_path / "fer" / name):
+        splits = load(path, tmp_path / "cache")
+        assert [len(t) for t in splits.tests] == [14, 14, 28]
+        assert splits.selection.split == "PublicTest" and len(splits.train) == 42
+    train = splits.train
+    np.testing.assert_array_equal(train.images([5])[0, :, :, 0], picture(5, (48, 48)))
+    assert train.class_names == FER_CLASSES
+    # Number 6 is Neutral, not the last name of the alphabet.
+    assert (
+        train.class_names[train.labels[6]] == "Neutral" and train.files[6] == "Training/row_00006"
+    )
+    assert "is read as FER2013 as one CSV file" in splits.notes[0]
+
+
+def test_the_second_reading_of_a_csv_parses_nothing(tmp_path, monkeypatch):
+    path = write_csv(tmp_path / "fer2013.csv")
+    first = load(path, tmp_path / "cache")
+    monkeypatch.setattr(fer_csv, "read_rows", None)
+    second = load(path, tmp_path / "cache")
+    assert first.train.content_hash == second.train.content_hash
+    np.testing.assert_array_equal(first.train.images(), second.train.images())
+
+
+def test_a_csv_is_read_without_a_cache_too(tmp_path):
+    path = write_csv(tmp_path / "fer2013.csv")
+    (tmp_path / "cache").write_text("a file, not a folder")
+    splits = load(path, tmp_path / "cache")
+    np.testing.assert_array_equal(splits.train.images([5])[0, :, :, 0], picture(5, (48, 48)))
+    assert any("cannot be written" in note for note in splits.notes)
+
+
+def test_bad_rows_are_listed(tmp_path):
+    spoil = {
+        3: "9,1 2 3,Training",
+        4: "1,1 2 300,Training",
+        5: "1,1 2 3,Training",
+        6: f"1,{' '.join(['7'] * 2304)},Test",
+        7: "1",
+    }
+    path = write_csv(tmp_path / "fer2013.csv", spoil=spoil)
+    splits = load(path, tmp_path / "cache", max_bad_share=0.1)
+    reasons = dict(splits.bad_files)
+    assert len(splits.train) == 37 and len(reasons) == 5
+    assert "emotion is '9'" in reasons["fer2013.csv row 3"]
+    assert "0..255" in reasons["fer2013.csv row 4"]
+    assert "3 pixels, not 2,304" in reasons["fer2013.csv row 5"]
+    assert "Usage is 'Test'" in reasons["fer2013.csv row 6"]
+    assert "1 of 3 columns" in reasons["fer2013.csv row 7"]
+    with pytest.raises(DataError, match="5 of 70 files"):
+        load(path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("emotion,pixels\n1,2\n", "no Usage column"),
+        ("a,b\n1,2\n", "has the columns a, b, not emotion"),
+        ("", r"\(none\)"),
+        ("emotion,pixels,Usage\n", "no rows"),
+    ],
+)
+def test_other_csv_files_are_refused(tmp_path, text, words):
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        load(tmp_path / "train.csv", tmp_path / "cache")
+
+
+def test_a_csv_without_test_rows_is_refused(tmp_path):
+    path = tmp_path / "fer2013.csv"
+    row = f"0,{' '.join(['7'] * 2304)},Training"
+    path.write_text(f"emotion,pixels,Usage\n{row}\n{row}\n")
+    with pytest.raises(DataError, match="rows for Training only"):
+        load(path, tmp_path / "cache")
+
+
+# ---------------------------------------------------------------- the two main ones
+
+
+def test_the_main_layouts_are_recognized(tmp_path):
+    write_fer(tmp_path / "fer")
+    splits = load(tmp_path / "fer", tmp_path / "cache")
+    assert splits.notes[0] == "fer is read as FER2013 as Kaggle folders"
+    assert splits.tests[0].split == "PrivateTest" and splits.train.pixels.shape[-1] == 1
+    write_affectnet(tmp_path / "nested/affect")
+    splits = load(tmp_path / "nested", tmp_path / "cache")
+    assert "AffectNet-8" in splits.notes[0] and len(splits.train.class_names) == 8
+
+
+# ---------------------------------------------------------------- RAF-DB
+
+RAF = ("Surprise", "Fear", "Disgust", "Happy", "Sad", "Anger", "Neutral")
+
+
+def write_raf(root, kaggle=True):
+    lists = {"train": [], "test": []}
+    for split, count in (("train", 35), ("test", 14)):
+        for i in range(1, count + 1):
+            number = i % 7 + 1
+            folder = root / split / str(number) if kaggle else root / "Image" / "aligned"
+            pixels = picture(i + 100 * (split == "test"), grey=False)
+            save(folder / f"{split}_{i:05d}_aligned.png", pixels)
+            ending = "_aligned.png" if kaggle else ".png"
+            lists[split].append((f"{split}_{i:05d}{ending}", number))
+    if kaggle:
+        for split, rows in lists.items():
+            text = "image,label\n" + "\n".join(f"{name},{number}" for name, number in rows)
+            (root / f"{split}_labels.csv").write_text(text)
+    else:
+        (root / "EmoLabel").mkdir()
+        text = "\n".join(f"{name} {number}" for rows in lists.values() for name, number in rows)
+        (root / "EmoLabel/list_patition_label.txt").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("kaggle", [True, False])
+def test_raf_db_by_its_lists(tmp_path, kaggle):
+    write_raf(tmp_path / "raf" / "DATASET", kaggle)
+    splits = load(tmp_path / "raf", tmp_path / "cache")
+    assert "RAF-DB" in splits.notes[0] and splits.train.dataset == "RAF-DB"
+    assert [t.split for t in splits.tests] == ["test"] and len(splits.tests[0]) == 14
+    assert len(splits.train) + len(splits.selection) == 35
+    for faces in (splits.train, splits.tests[0]):
+        for file, label in zip(faces.files, faces.labels, strict=True):
+            number = int(file.split("_")[1]) % 7 + 1
+            assert faces.class_names[label] == RAF[number - 1]
+
+
+def test_raf_db_folders_without_lists_are_known_by_their_names(tmp_path):
+    root = write_raf(tmp_path / "raf")
+    for table in root.glob("*.csv"):
+        table.unlink()
+    splits = load(root, tmp_path / "cache")
+    assert splits.train.dataset == "RAF-DB" and set(splits.train.class_names) == set(RAF)
+    assert any("1 as Surprise" in note for note in splits.notes)
+
+
+def test_raf_db_with_pictures_missing_is_refused(tmp_path):
+    root = write_raf(tmp_path / "raf")
+    (root / "train/2/train_00001_aligned.png").unlink()
+    with pytest.raises(DataError, match="49 labels, 48 pictures"):
+        load(root, tmp_path / "cache")
+
+
+# ---------------------------------------------------------------- CK+
+
+
+def write_ck(root, people=30):
+    folders = ("anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
+    for person in range(people):
+        for sequence in range(2):
+            name = folders[(person + sequence * 3) % 7]
+            for frame in range(3):
+                seed = person * 10 + sequence * 3 + frame
+                file = f"S{person:03d}_{sequence:03d}_{frame:08d}.png"
+                save(root / name / file, picture(seed))
+    return root
+
+
+def test_ck_plus_is_divided_by_subject(tmp_path):
+    write_ck(tmp_path / "ckplus" / "CK+48")
+    splits = load(tmp_path / "ckplus", tmp_path / "cache", selection_size=30)
+    assert splits.train.dataset == "CK+48" and "by subject" in splits.sentence
+    people = [
+        {file.rsplit("/", 1)[-1][:4] for file in faces.files}
+        for faces in (splits.train, splits.selection, splits.tests[0])
+    ]
+    assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
+    assert all(len(who) >= 2 for who in people)
+    assert sum(map(len, (splits.train, splits.selection, splits.tests[0]))) == 180
+    assert "Neutral" not in splits.train.class_names and splits.train.pixels.shape[-1] == 1
+
+
+# ---------------------------------------------------------------- tables and numbers
+
+
+def write_table(root, numbers=False):
+    rows = ["pth,label,relFCs"]
+    for i in range(28):
+        folder, label = FER_FOLDERS[i % 7], FER_FOLDERS[(i + (i == 0)) % 7]
+        save(root / folder / f"image{i:07d}.png", picture(i, grey=False))
+        rows.append(f"{folder}/image{i:07d}.png,{i % 7 if numbers else label},0.5")
+    (root / "labels.csv").write_text("\n".join(rows))
+    return root
+
+
+def test_a_label_table_overrules_the_folders(tmp_path):
+    splits = load(write_table(tmp_path / "table"), tmp_path / "cache", selection_size=0)
+    everything = [*splits.train.files, *splits.tests[0].files]
+    labels = [*splits.train.labels, *splits.tests[0].labels]
+    where = everything.index("train/angry/image0000000.png")
+    assert splits.train.class_names[labels[where]] == "Disgust"
+    assert any("overrules the folder of 1" in note for note in splits.notes)
+
+
+def test_a_label_table_beside_split_folders(tmp_path):
+    root = tmp_path / "archive (3)"
+    rows = ["pth,label"]
+    for split in ("Train", "Test"):
+        for i in range(28):
+            emotion = FER_FOLDERS[i % 7]
+            folder = emotion if split == "Train" else emotion.title()
+            save(root / split / folder / f"{split}{i}.png", picture(i + 50 * (split == "Test")))
+            rows.append(f"{emotion}/{split}{i}.png,{emotion}")
+    (root / "labels.csv").write_text("\n".join(rows))
+    splits = load(tmp_path, tmp_path / "cache")
+    assert len(splits.tests[0]) == 28 and splits.train.class_names == FER_CLASSES
+
+
+def test_a_table_that_does_not_fit_is_refused(tmp_path):
+    root = write_table(tmp_path / "table")
+    save(root / "angry/unlisted.png", picture(77, grey=False))
+    with pytest.raises(DataError, match="1 pictures without one"):
+        load(root, tmp_path / "cache")
+
+
+def test_numbers_in_a_table_are_asked_about(tmp_path):
+    root = write_table(tmp_path / "table", numbers=True)
+    with pytest.raises(DataError, match="which emotion is each"):
+        load(root, tmp_path / "cache")
+
+
+def write_numbered(root, count=7):
+    for s, split in enumerate(("train", "test")):
+        for number in range(count):
+            for i in range(6):
+                save(root / split / str(number) / f"{i}.png", picture(1000 * s + 10 * number + i))
+    return root
+
+
+def test_numbered_folders_are_refused_without_an_order(tmp_path):
+    root = write_numbered(tmp_path / "numbers")
+    with pytest.raises(DataError, match=r"numbers 0, 1, .*which emotion is each"):
+        load(root, tmp_path / "cache")
+    with pytest.raises(DataError, match="has 2 names"):
+        load(root, tmp_path / "cache", order="happy, sad")
+    with pytest.raises(DataError, match="twice"):
+        load(root, tmp_path / "cache", order="happy happiness a b c d e")
+
+
+def test_numbered_folders_with_an_order(tmp_path):
+    root = write_numbered(tmp_path / "numbers")
+    order = "neutral happy sad surprise fear disgust anger"
+    splits = load(root, tmp_path / "cache", order=order)
+    for file, label in zip(splits.train.files, splits.train.labels, strict=True):
+        meant = ["Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger"]
+        assert splits.train.class_names[label] == meant[int(file.split("/")[1])]
+    assert any("0 as Neutral" in note for note in splits.notes)
+
+
+# ---------------------------------------------------------------- any folder
+
+
+def test_any_folder_of_folders(tmp_path):
+    for k, name in enumerate(("bored", "amused", "happy")):
+        for i in range(20):
+            save(tmp_path / "mine" / name / f"{i}.png", picture(100 * k + i, grey=False))
+    splits = load(tmp_path / "mine", tmp_path / "cache")
+    assert splits.train.class_names == ("Happy", "amused", "bored")
+    assert len(splits.tests[0]) == 12 and "no test folder" in splits.sentence
+    assert splits.tests[0].leak_free.all()
+
+
+def test_splits_with_different_classes_are_refused(tmp_path):
+    for split, names in (("train", ("a", "b", "c")), ("test", ("a", "b"))):
+        for k, name in enumerate(names):
+            save(tmp_path / split / name / "1.png", picture(k))
+    with pytest.raises(DataError, match=r"same classes \(c in only one"):
+        load(tmp_path, tmp_path / "cache")
+
+
+def test_the_layout_can_be_said(tmp_path):
+    write_affectnet(tmp_path / "a")
+    splits = load(tmp_path / "a", tmp_path / "cache", layout="folders")
+    assert splits.train.dataset == "AffectNet" and "one folder per class" in splits.notes[0]
+    with pytest.raises(DataError, match="none of auto"):
+        load(tmp_path / "a", tmp_path / "cache", layout="yolo")
+
+
+def test_yolo_and_unknown_folders_are_refused(tmp_path):
+    save(tmp_path / "yolo/train/images/a.png", picture(0))
+    (tmp_path / "yolo/train/labels").mkdir()
+    with pytest.raises(DataError, match="YOLO format"):
+        load(tmp_path / "yolo", tmp_path / "cache")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no known layout"):
+        load(tmp_path / "empty", tmp_path / "cache")
+    with pytest.raises(DataError, match="there is no folder"):
+        load(tmp_path / "nowhere", tmp_path / "cache")
