@@ -517,9 +517,11 @@ def _window(picture: Image.Image, left: int, top: int, length: int) -> Image.Ima
 # points = ((99.0, 110.0), (164.0, 128.0), (118.0, 157.0), (93.0, 174.0), (144.0, 187.0))
 # by_hand = Face((60, 50, 205, 235), 1.0, points)
 # print(f"the eyes are tilted by {by_hand.roll:.0f} degrees")
-# crops = [crop_face(photo, by_hand, margin, size=96) for margin in (FER_MARGIN, AFFECTNET_MARGIN)]
+# margins = (FER_MARGIN, AFFECTNET_MARGIN)
+# crops = [crop_face(photo, by_hand, margin, size=96) for margin in margins]
 # stacks = [np.asarray(crop)[None] for crop in crops]
-# plot_samples(stacks, ["FER2013 margin", "AffectNet margin"], title="One face, two margins", note="drawn faces")
+# names = ["FER2013 margin", "AffectNet margin"]
+# plot_samples(stacks, names, title="One face, two margins", note="drawn faces")
 
 # %% [markdown]
 # The same by detector, if there is one here.

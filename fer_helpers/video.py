@@ -146,7 +146,7 @@ def _columns(answer: Prediction) -> dict[str, Any]:
 def _follow(
     people: list[_Person], face: Face, probabilities: np.ndarray, smoothing: float, seconds: float
 ) -> _Person:
-    """Find out who a face belongs to: whoever of the last half second is nearest, if near enough."""
+    """Find out whose face it is: whoever of the last half second is nearest, if near enough."""
 
     def distance(person: _Person) -> float:
         one, other = person.face.box, face.box
