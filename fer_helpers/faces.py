@@ -492,3 +492,49 @@ def _window(picture: Image.Image, left: int, top: int, length: int) -> Image.Ima
     pad = [(before_y, after_y), (before_x, after_x)]
     pixels = np.asarray(inside)
     return Image.fromarray(np.pad(pixels, pad + [(0, 0)] * (pixels.ndim - 2), mode="edge"))
+
+
+# %% [markdown]
+# ## Demo
+# A group picture of people who do not exist. The first face is cut out by hand: its box and points
+# are written down, so this works without a detector. The crop stands upright, and with the margin
+# of the AffectNet crops it shows more of the surroundings.
+
+# %% tags=["active-ipynb"]
+# from fer_helpers.demo_faces import draw_face
+# from fer_helpers.faces import DetectorError
+# from fer_helpers.plots import plot_samples
+#
+# people = [("Happy", 20, 250, -15), ("Surprise", 21, 220, 0), ("Sad", 22, 180, 10)]
+# photo = Image.new("RGB", (760, 300), (214, 219, 224))
+# for i, (expression, seed, side, tilt) in enumerate(people):
+#     person = draw_face(expression, seed, size=side)
+#     person = person.rotate(tilt, Image.Resampling.BICUBIC, fillcolor=(214, 219, 224))
+#     photo.paste(person, (15 + 255 * i, 20))
+# photo
+
+# %% tags=["active-ipynb"]
+# points = ((99.0, 110.0), (164.0, 128.0), (118.0, 157.0), (93.0, 174.0), (144.0, 187.0))
+# by_hand = Face((60, 50, 205, 235), 1.0, points)
+# print(f"the eyes are tilted by {by_hand.roll:.0f} degrees")
+# margins = (FER_MARGIN, AFFECTNET_MARGIN)
+# crops = [crop_face(photo, by_hand, margin, size=96) for margin in margins]
+# stacks = [np.asarray(crop)[None] for crop in crops]
+# names = ["FER2013 margin", "AffectNet margin"]
+# plot_samples(stacks, names, title="One face, two margins", note="drawn faces")
+
+# %% [markdown]
+# The same by detector, if there is one here.
+
+# %% tags=["active-ipynb"]
+# try:
+#     found = find_faces(photo)
+# except DetectorError as error:
+#     found = []
+#     print(error)
+# print(len(found), "faces found, tilted by", [round(face.roll) for face in found], "degrees")
+
+# %% tags=["active-ipynb"]
+# if found:
+#     stack = np.stack([np.asarray(crop_face(photo, face, size=96)) for face in found])
+#     display(plot_samples([stack], ["found"], title="Largest first", note="drawn faces"))

@@ -52,6 +52,7 @@ MAX_CROP_SIDE = 112  # pixels; a picture no larger is taken as a face crop by cr
 CROPS = ("auto", "detect", "none")
 CROPPED_NOTE = "assumed already cropped"
 NO_FACE_NOTE = "no face found"
+DRAWN_NOTE = "model trained on drawn faces"
 
 
 class PredictionError(ValueError):
@@ -128,6 +129,7 @@ class Classifier:
         class_names: names of the K outputs, in order.
         temperature: the logits are divided by it before the softmax.
         min_confidence: probability (0 to 1) below which an answer is uncertain.
+        note: stands in the note of every answer; "model trained on drawn faces" for such a model.
     """
 
     model: Callable[[torch.Tensor], torch.Tensor]
@@ -135,6 +137,7 @@ class Classifier:
     class_names: tuple[str, ...]
     temperature: float = 1.0
     min_confidence: float = 0.0
+    note: str = ""
 
     @property
     def margin(self) -> float:
@@ -272,9 +275,10 @@ def load_classifier(
         raise PredictionError(f"temperature is {temperature:g}: give a number above 0.")
     extra = getattr(model, "extra", None) or {}
     least = getattr(model, "min_confidence", None) or extra.get("min_confidence") or 0.0
+    note = getattr(model, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
     if whole:  # a checkpoint holds the module, an exported model runs by itself
         model = model.model if hasattr(model, "model") else model.run
-    return Classifier(model, transform, tuple(class_names), temperature, float(least))
+    return Classifier(model, transform, tuple(class_names), temperature, float(least), note)
 
 
 # %% [markdown]
@@ -307,7 +311,12 @@ def _default_detector(path: str | None, variable: str | None) -> Detector:
     return face_tools.load_detector(path)
 
 
-def _detector(given: Detector | str | Path | None) -> Detector:
+def shared_detector(given: Detector | str | Path | None) -> Detector:
+    """The detector that was given, or the one at that path, or the default; loaded once.
+
+    Raises:
+        DetectorError: it cannot be had.
+    """
     if given is None or isinstance(given, str | os.PathLike):
         path = None if given is None else str(given)
         return _default_detector(path, os.environ.get(face_tools.MODEL_VARIABLE))
@@ -326,7 +335,7 @@ def _cut(
         picture.note = "; ".join(filter(None, (picture.note, CROPPED_NOTE * (crop == "auto"))))
         return
     try:
-        loaded = _detector(detector)
+        loaded = shared_detector(detector)
     except DetectorError as error:
         if detector is not None:  # somebody named a file: that it cannot be used is their answer
             raise
@@ -368,7 +377,7 @@ def _answer(
                     probabilities=dict(zip(classifier.class_names, values.tolist(), strict=True)),
                     uncertain=bool(values[best] < min_confidence),
                     face_box=box,
-                    note=picture.note,
+                    note="; ".join(filter(None, (picture.note, classifier.note))),
                     face=crop,
                 )
             )
@@ -376,7 +385,7 @@ def _answer(
     return answers
 
 
-def _check_options(
+def check_options(
     classifier: Classifier, crop: str, min_confidence: float | None, views: int
 ) -> float:
     """The threshold that counts.
@@ -414,7 +423,7 @@ def predict_faces(
     one `Prediction` whose label is None.
     """
     classifier = load_classifier(model, transform, class_names, temperature=temperature)
-    least = _check_options(classifier, crop, min_confidence, views)
+    least = check_options(classifier, crop, min_confidence, views)
     picture = _Picture("", read_image(image))
     _cut(picture, classifier, crop, detector)
     return _answer([picture], classifier, least, views, 64)[0]
@@ -569,7 +578,7 @@ def predict_images(
     from tqdm import tqdm
 
     classifier = load_classifier(model, transform, class_names, temperature=temperature)
-    least = _check_options(classifier, crop, min_confidence, views)
+    least = check_options(classifier, crop, min_confidence, views)
     named = list(named_sources(sources))
     rows: list[dict[str, Any]] = []
     waiting: list[_Picture] = []
@@ -738,3 +747,59 @@ def _front_end() -> bool:
     seen = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
     interactive = os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
     return interactive or any(os.environ.get(name) for name in seen)
+
+
+# %% [markdown]
+# ## Demo
+# A linear classifier on 24×24 pixels, fitted to drawn faces within seconds, stands in for the
+# network. It is right about one time in three and its low probabilities say so: with
+# `min_confidence` such answers are marked as uncertain.
+
+# %% tags=["active-ipynb"]
+# from sklearn.linear_model import LogisticRegression
+#
+# from fer_helpers.demo_faces import draw_face
+#
+# names = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+# preprocess = Preprocess(size=24, channels=1)
+# drawn = [(name, seed) for name in names for seed in range(30)]
+# inputs = torch.stack([preprocess(draw_face(name, seed, size=48)) for name, seed in drawn])
+# fitted = LogisticRegression(C=0.02, max_iter=500)
+# fitted.fit(inputs.flatten(1).numpy(), [names.index(name) for name, _ in drawn])
+# linear = nn.Linear(24 * 24, 7)
+# with torch.no_grad():
+#     linear.weight.copy_(torch.from_numpy(fitted.coef_))
+#     linear.bias.copy_(torch.from_numpy(fitted.intercept_))
+# pixels_to_logits = nn.Sequential(nn.Flatten(), linear)
+# model = Classifier(
+#     pixels_to_logits, preprocess, names, min_confidence=0.3, note="model trained on drawn faces"
+# )
+# print(len(drawn), "drawn faces seen in training")
+
+# %% [markdown]
+# One face it has not seen.
+
+# %% tags=["active-ipynb"]
+# face = draw_face("Happy", 1001, size=75)
+# label, confidence = answer = predict_single_image(face, model, show=False)
+# print(label, "| the two likeliest:", [name for name, _ in answer.top2], "|", answer.note)
+# plot_answer(answer)
+
+# %% [markdown]
+# A photo with several people: one row each, and a copy with boxes. Without a face detector the
+# answer is that there is none, not a guess.
+
+# %% tags=["active-ipynb"]
+# photo = Image.new("RGB", (560, 220), (214, 219, 224))
+# for i, expression in enumerate(("Happy", "Surprise", "Anger")):
+#     photo.paste(draw_face(expression, 1020 + i, size=170), (15 + 180 * i, 25))
+# everybody = predict_faces(photo, model)
+# annotate(photo, everybody)
+
+# %% [markdown]
+# A list may mix everything, and what cannot be read is a row that says so.
+
+# %% tags=["active-ipynb"]
+# mixed = [face, np.asarray(draw_face("Fear", 1002, size=48)), b"not a picture"]
+# table = predict_images(mixed, model, progress=False)
+# table[["file", "label", "uncertain", "note"]]

@@ -581,6 +581,7 @@ def shared(folder):
     return SHARED / folder
 
 
+@pytest.mark.slow
 def test_odd_files_give_an_answer_or_one_sentence(model):
     pytest.importorskip("cv2", reason="needs OpenCV")
     root = shared("odd-images")

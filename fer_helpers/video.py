@@ -1,0 +1,240 @@
+"""Emotions in a video or before a webcam: the same faces, the same answers, frame by frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from fer_helpers.faces import NO_DETECTOR, Detector, DetectorError, Face, crop_face, find_faces
+from fer_helpers.prediction import (
+    Prediction,
+    PredictionError,
+    annotate,
+    check_options,
+    load_classifier,
+    shared_detector,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FRAMES_PER_BATCH = 8  # bounds memory: eight frames of 4K are 200 MB
+LOST_AFTER = 0.5  # seconds without a person after which a face there counts as somebody new
+
+
+@dataclass
+class _Person:
+    """A face that is followed from frame to frame."""
+
+    number: int
+    face: Face
+    probabilities: np.ndarray
+    seen: float
+
+
+def predict_video(
+    source: str | Path | int,
+    model: Any = None,
+    transform: Callable[[Any], Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    output: str | Path | None = None,
+    smoothing: float = 0.0,
+    every: int = 1,
+    max_frames: int | None = None,
+    min_confidence: float | None = None,
+    temperature: float | None = None,
+    detector: Detector | str | Path | None = None,
+) -> pd.DataFrame:
+    """Predict the emotion of every face in a video file or before a webcam.
+
+    Args:
+        source: path of a video that OpenCV reads, or the number of a webcam (0 is the first).
+        model: see `prediction.load_classifier`; None is the newest run's or the shipped model.
+        transform: the preprocessing; None is the checkpoint's.
+        class_names: the outputs' names in order; None is the checkpoint's.
+        output: video file for the frames with boxes and labels (.mp4 or .avi); None writes none.
+        smoothing: share of a person's earlier probabilities that is kept in each new frame, 0 for
+            none to below 1; 0.8 settles within about ten frames.
+        every: look at every n-th frame only.
+        max_frames: stop after so many frames were looked at; a webcam needs it.
+        min_confidence: probability (0 to 1) below which an answer is uncertain; None is the
+            checkpoint's, or 0.
+        temperature: for the softmax; None is the checkpoint's, or 1.
+        detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
+
+    Returns:
+        One row per face and frame: frame (from 0), seconds, person (number from 1, kept while the
+        face is followed), left, top, right, bottom (pixels), label, confidence (percent), one
+        column per class (probability 0 to 1), uncertain. A frame without a face has one row whose
+        label is missing.
+
+    Raises:
+        DetectorError: OpenCV or the detector is missing.
+        PredictionError: the video cannot be read or written, or an option is out of range.
+    """
+    import pandas as pd
+
+    if not 0 <= smoothing < 1:
+        raise PredictionError(f"smoothing is {smoothing:g}: give 0 to below 1.")
+    if every < 1 or (max_frames is not None and max_frames < 1):
+        raise PredictionError("every and max_frames count frames: give 1 or more.")
+    if isinstance(source, int) and max_frames is None:
+        raise PredictionError("A webcam never ends: give max_frames.")
+    classifier = load_classifier(model, transform, class_names, temperature=temperature)
+    least = check_options(classifier, "detect", min_confidence, 1)
+    loaded = shared_detector(detector)
+
+    rows: list[dict[str, Any]] = []
+    people: list[_Person] = []
+    with _Video(source, output, every) as video:
+        for batch in _batches(video.frames(max_frames), FRAMES_PER_BATCH):
+            found = [find_faces(image, detector=loaded, thorough=False) for _, image in batch]
+            crops = [
+                crop_face(image, face, classifier.margin, size=classifier.size)
+                for (_, image), faces in zip(batch, found, strict=True)
+                for face in faces
+            ]
+            values = iter(classifier.probabilities(crops))
+            for (number, image), faces in zip(batch, found, strict=True):
+                seconds = number / video.rate
+                present = [
+                    _follow(people, face, next(values), smoothing, seconds) for face in faces
+                ]
+                answers = [_answer(person, classifier.class_names, least) for person in present]
+                row = {"frame": number, "seconds": seconds}
+                rows += [
+                    row | {"person": person.number} | _columns(answer)
+                    for person, answer in zip(present, answers, strict=True)
+                ] or [row | {"confidence": 0.0, "uncertain": True}]
+                video.write(image, answers)
+    whole = ["person", "left", "top", "right", "bottom"]
+    names = list(classifier.class_names)
+    columns = ["frame", "seconds", *whole, "label", "confidence", *names, "uncertain"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype(dict.fromkeys(whole, "Int64") | {"uncertain": bool})
+
+
+def _answer(person: _Person, names: Sequence[str], least: float) -> Prediction:
+    best = int(person.probabilities.argmax())
+    share = float(person.probabilities[best])
+    return Prediction(
+        label=names[best],
+        confidence=100 * share,
+        probabilities=dict(zip(names, person.probabilities.tolist(), strict=True)),
+        uncertain=share < least,
+        face_box=tuple(round(value) for value in person.face.box),
+    )
+
+
+def _columns(answer: Prediction) -> dict[str, Any]:
+    return {
+        **dict(zip(("left", "top", "right", "bottom"), answer.face_box, strict=True)),
+        "label": answer.label,
+        "confidence": answer.confidence,
+        **answer.probabilities,
+        "uncertain": answer.uncertain,
+    }
+
+
+def _follow(
+    people: list[_Person], face: Face, probabilities: np.ndarray, smoothing: float, seconds: float
+) -> _Person:
+    """Find out whose face it is: whoever of the last half second is nearest, if near enough."""
+
+    def distance(person: _Person) -> float:
+        one, other = person.face.box, face.box
+        apart = math.hypot(
+            one[0] + one[2] - other[0] - other[2], one[1] + one[3] - other[1] - other[3]
+        )
+        return apart / 2 / max(face.width, 1e-9)
+
+    here = [p for p in people if p.seen < seconds <= p.seen + LOST_AFTER and distance(p) < 0.7]
+    if not here:
+        person = _Person(len(people) + 1, face, probabilities, seconds)
+        people.append(person)
+        return person
+    person = min(here, key=distance)
+    person.face, person.seen = face, seconds
+    person.probabilities = smoothing * person.probabilities + (1 - smoothing) * probabilities
+    return person
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class _Video:
+    """A video that is read and, if wished, a copy that is written; both closed at the end."""
+
+    def __init__(self, source: str | Path | int, output: str | Path | None, every: int) -> None:
+        try:
+            import cv2
+        except ImportError as error:
+            raise DetectorError(
+                f"{NO_DETECTOR} (video needs OpenCV: pip install 'fer-helpers[faces]')."
+            ) from error
+        self.cv2, self.every = cv2, every
+        self.output, self.writer = None if output is None else Path(output), None
+        if not isinstance(source, int) and not Path(source).is_file():
+            raise PredictionError(f"There is no video at {source}: check the path.")
+        if self.output is not None and self.output.suffix.lower() not in (".mp4", ".avi"):
+            raise PredictionError(f"{output} is no video file name: end it with .mp4 or .avi.")
+        self.capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if not self.capture.isOpened():
+            raise PredictionError(f"OpenCV cannot read a video from {source}.")
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate < 1000 else 25.0  # some webcams do not say
+
+    def __enter__(self) -> _Video:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.capture.release()
+        if self.writer is not None:
+            self.writer.release()
+
+    def frames(self, count: int | None) -> Iterator[tuple[int, Image.Image]]:
+        """Number and picture of the frames that are looked at; a damaged end is the end."""
+        number = looked = 0
+        while count is None or looked < count:
+            good, frame = self.capture.read()
+            if not good:
+                break
+            if number % self.every == 0:
+                looked += 1
+                yield number, Image.fromarray(np.ascontiguousarray(frame[:, :, ::-1]))
+            number += 1
+        if not looked:
+            raise PredictionError("The video has no frame that OpenCV can read.")
+
+    def write(self, image: Image.Image, answers: Sequence[Prediction]) -> None:
+        """Add a frame with its boxes to the output."""
+        if self.output is None:
+            return
+        picture = np.ascontiguousarray(np.asarray(annotate(image, answers))[:, :, ::-1])
+        if self.writer is None:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            code = "mp4v" if self.output.suffix.lower() == ".mp4" else "MJPG"
+            self.writer = self.cv2.VideoWriter(
+                str(self.output),
+                self.cv2.VideoWriter.fourcc(*code),
+                self.rate / self.every,
+                picture.shape[1::-1],
+            )
+            if not self.writer.isOpened():
+                raise PredictionError(f"OpenCV cannot write a video to {self.output}.")
+        self.writer.write(picture)

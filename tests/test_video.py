@@ -1,0 +1,96 @@
+"""Video: the same answers frame by frame, persons followed, an annotated copy."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_prediction import NAMES, PREPROCESS, Tiny, detector  # noqa: F401 (fixture)
+
+from fer_helpers.demo_faces import draw_face
+from fer_helpers.prediction import PredictionError, predict_faces
+from fer_helpers.video import predict_video
+
+cv2 = pytest.importorskip("cv2", reason="video needs OpenCV")
+
+
+@pytest.fixture
+def model():
+    return Tiny().eval()
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Twelve frames of 640 x 480 with two drawn faces, the first one changing its expression."""
+    path = tmp_path / "Film é.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (640, 480))
+    right = draw_face("Neutral", 4, size=200)
+    for i in range(12):
+        frame = Image.new("RGB", (640, 480), "gray")
+        frame.paste(draw_face("Happy" if i < 6 else "Anger", 3, size=240), (20 + i, 40))
+        frame.paste(right, (400, 100))
+        writer.write(np.ascontiguousarray(np.asarray(frame)[:, :, ::-1]))
+    writer.release()
+    return path
+
+
+BOXES = ((20, 40, 260, 280), (400, 100, 600, 300))
+
+
+def test_every_face_of_every_frame_and_an_annotated_copy(video, model, detector, tmp_path):  # noqa: F811
+    type(detector).boxes = BOXES
+    out = tmp_path / "new" / "out é.avi"
+    table = predict_video(video, model, PREPROCESS, NAMES, detector=detector, output=out)
+    assert table.frame.tolist() == [i for i in range(12) for _ in range(2)]
+    assert table.person.tolist() == [1, 2] * 12
+    assert table.seconds.iloc[-1] == pytest.approx(1.1)
+    assert table[list(NAMES)].sum(axis=1).to_numpy() == pytest.approx(1)
+    first = cv2.VideoCapture(str(video)).read()[1][:, :, ::-1]
+    alone = predict_faces(first, model, PREPROCESS, NAMES, detector=detector)
+    assert table.confidence[:2].tolist() == pytest.approx([a.confidence for a in alone], abs=1e-3)
+    copy = cv2.VideoCapture(str(out))
+    frames = []
+    while (read := copy.read())[0]:
+        frames.append(read[1])
+    assert len(frames) == 12
+    assert frames[0].shape == (480, 640, 3)
+    assert np.abs(frames[0].astype(int) - first[:, :, ::-1]).max() > 100  # boxes
+
+
+def test_smoothing_changes_slowly(video, model, detector):  # noqa: F811
+    type(detector).boxes = BOXES[:1]
+
+    def steps(smoothing):
+        table = predict_video(
+            video, model, PREPROCESS, NAMES, detector=detector, smoothing=smoothing
+        )
+        return np.abs(np.diff(table[list(NAMES)].to_numpy(), axis=0)).max()
+
+    assert steps(0.8) < 0.5 * steps(0.0)
+
+
+def test_every_and_max_frames_and_no_face(video, model, detector):  # noqa: F811
+    type(detector).boxes = ()
+    table = predict_video(video, model, PREPROCESS, NAMES, detector=detector, every=3, max_frames=3)
+    assert table.frame.tolist() == [0, 3, 6]
+    assert table.label.isna().all()
+    assert table.uncertain.all()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "match"),
+    [
+        ("gone.avi", {}, "no video at"),
+        (0, {}, "max_frames"),
+        ("VIDEO", {"smoothing": 1.0}, "smoothing is 1"),
+        ("VIDEO", {"every": 0}, "count frames"),
+        ("VIDEO", {"output": "out.gif"}, r"\.mp4"),
+        ("BROKEN", {}, "cannot read a video"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(
+    video, model, detector, tmp_path, source, options, match
+):  # noqa: F811, E501
+    broken = tmp_path / "broken.avi"
+    broken.write_bytes(b"no video")
+    source = {"VIDEO": video, "BROKEN": broken}.get(source, source)
+    with pytest.raises(PredictionError, match=match):
+        predict_video(source, model, PREPROCESS, NAMES, detector=detector, **options)
