@@ -8,10 +8,8 @@ plain values and refuses everything else.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fer_helpers.files import replace_file
 from fer_helpers.models import EmotionNet, build_model
 from fer_helpers.preprocess import Preprocess
 
@@ -32,40 +31,29 @@ FORMAT = 1
 
 SHIPPED = Path(__file__).parent / "weights"
 
+IN_A_FOLDER = (
+    "model.safetensors",
+    "best.safetensors",
+    "fer2013/best.safetensors",
+    "affectnet/best.safetensors",
+)
+"""Where a run folder, or a phase's folder in it, has its model; the first that exists counts."""
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read or continued; the message says what to do."""
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)` and put the result at `path` in one step.
-
-    A reader sees the old file or the new one, never half of it, also after a crash or with a full
-    disk: the data is on the disk before the name points to it.
+    """`files.replace_file` with an error that says what to do.
 
     Raises:
         CheckpointError: it could not be written; what stood at `path` before is untouched.
     """
-    path = Path(path)
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if os.name == "posix":
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        replace_file(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors report a full disk in their own exception types.
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path} could not be written ({error}): free some space or choose another OUTPUT_DIR; "
             "what was saved before is untouched."
@@ -137,8 +125,9 @@ def load_model(
     """Rebuild a model from its file alone.
 
     Args:
-        path: a model file or a run folder; None takes the newest run's model in `runs`, else the
-            model that is shipped with the package.
+        path: a model file, a run folder or a phase's folder in it; None takes the newest run's
+            model in `runs`, else the model that is shipped with the package. Of a run that has not
+            reached its end, the best model so far.
         device: where the model goes, whatever device it was trained on.
         runs: where to look for runs when `path` is None.
 
@@ -155,12 +144,14 @@ def load_model(
             )
     path = Path(path)
     if path.is_dir():
-        path = path / "model.safetensors"
+        inside = [path / name for name in IN_A_FOLDER]
+        path = next((file for file in inside if file.exists()), inside[0])
     about = _read_about(path)
     try:
         names = tuple(about["class_names"])
-        architecture = dict(about["architecture"])
+        architecture = {**about["architecture"], "pretrained": "none"}  # a file fetches nothing
         preprocess = Preprocess.from_dict(about["preprocess"])
+        temperature, extra = float(about["temperature"]), dict(about["extra"])
         if len(set(names)) != len(names) or len(names) != architecture["num_classes"]:
             raise CheckpointError(
                 f"{path} names {len(names)} classes but its network answers for "
@@ -169,11 +160,13 @@ def load_model(
         model = build_model(**architecture)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"The description inside {path} is incomplete or unknown here ({error}): "
+            f"The description inside {path} is incomplete or unknown here ({error!r}): "
             "save the model again with this version."
         ) from None
-    weights = {name: value.float() if value.is_floating_point() else value
-               for name, value in load_file(path).items()}  # fmt: skip
+    weights = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in load_file(path).items()
+    }
     wanted = model.state_dict()
     missing = sorted(wanted.keys() - weights.keys())
     foreign = sorted(weights.keys() - wanted.keys())
@@ -192,9 +185,7 @@ def load_model(
         )
     model.load_state_dict(weights)
     model.to(device).eval()
-    return LoadedModel(
-        model, names, preprocess, float(about.get("temperature", 1.0)), about["extra"], path
-    )
+    return LoadedModel(model, names, preprocess, temperature, extra, path)
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -212,13 +203,23 @@ def _read_about(path: Path) -> dict[str, Any]:
             f"{path} holds weights but not what they are for: only files that this project saved "
             "can be loaded without other arguments."
         )
-    about = json.loads(text)
-    if about.get("format", 0) > FORMAT:
+    try:
+        about = json.loads(text)
+        version = int(about["format"])
+    except (ValueError, TypeError, KeyError):
         raise CheckpointError(
-            f"{path} was saved by a later release (format {about['format']}, this one reads up to "
+            f"The description inside {path} cannot be read: take an intact copy."
+        ) from None
+    _refuse_later(version, path)
+    return about
+
+
+def _refuse_later(version: int, path: str | Path) -> None:
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path} was saved by a later release (format {version}, this one reads up to "
             f"{FORMAT}): update fer_helpers."
         )
-    return about
 
 
 # State files
@@ -242,8 +243,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
             f"{path} is damaged or holds more than plain values ({type(error).__name__}): "
             "delete it to start this phase again, or set RESUME to 'never'."
         ) from None
-    if not isinstance(state, dict) or state.get("format", 0) > FORMAT:
-        raise CheckpointError(f"{path} was saved by a later release: update fer_helpers.")
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise CheckpointError(
+            f"{path} is not the state of a training: delete it, or set RESUME to 'never'."
+        )
+    _refuse_later(state["format"], path)
     return state
 
 
@@ -293,16 +297,36 @@ def weights_hash(model: nn.Module) -> str:
 def compare_identity(mine: Mapping[str, Any], stored: Mapping[str, Any], path: str | Path) -> None:
     """Refuse to continue a training that was of something else.
 
+    Args:
+        mine: what decides about the result here; JSON types, dicts are compared entry by entry.
+        stored: the same of the training in `path`.
+        path: the state file, for the message.
+
     Raises:
         CheckpointError: listing each difference with both values.
     """
+    here, there = _flat(mine), _flat(stored)
     differences = [
-        f"{name} was {stored.get(name)!r} and is {mine.get(name)!r}"
-        for name in sorted(mine.keys() | stored.keys())
-        if mine.get(name) != stored.get(name)
+        f"{name} was {_shown(there, name)} and is {_shown(here, name)}"
+        for name in sorted(here.keys() | there.keys())
+        if _shown(here, name) != _shown(there, name)
     ]
     if differences:
         raise CheckpointError(
-            f"{path} belongs to another training: {'; '.join(differences)}; "
-            "set these back, choose another RUN_NAME, or set RESUME to 'never'."
+            f"{path} belongs to another training: {'; '.join(differences)}. Set these back, choose "
+            "another RUN_NAME, or set RESUME to 'never'."
         )
+
+
+def _flat(entries: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in entries.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{before}{name} "))
+        else:
+            flat[f"{before}{name}"] = value
+    return flat
+
+
+def _shown(entries: Mapping[str, Any], name: str) -> str:
+    return json.dumps(entries[name]) if name in entries else "not there"

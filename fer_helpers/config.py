@@ -6,6 +6,7 @@ Whatever is wrong with them is told at once, in one error, before any work start
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from fer_helpers.layouts import DataError, find_dataset, holds_class_folders, holds_split_folders
+
 DRAWN = "drawn"
 """The value of the three data folders that asks for the embedded drawn faces."""
 
@@ -39,6 +42,8 @@ NO_EFFECT_ON_THE_MODEL = frozenset(
         "resume",
         "device",
         "max_bad_share",
+        "near_twins",
+        "ferplus_votes",
         "extra_test_dirs",
         "time_budget_minutes",
         "affectnet_detail_every",
@@ -99,7 +104,7 @@ class Recipe:
 class Config(BaseModel):
     """Every parameter of the notebook, checked. Defaults are the original's recipe on Kaggle."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     # Data
     affectnet_dir: str = "/kaggle/input/balanced-affectnet"
@@ -112,6 +117,7 @@ class Config(BaseModel):
     drop_test_twins: bool = False
     drop_conflicts: bool = False
     drop_blanks: bool = False
+    near_twins: bool = True
     ferplus_votes: str = ""
     extra_test_dirs: str = ""
     # Run
@@ -230,7 +236,7 @@ class Config(BaseModel):
                 "or 'onecycle', and EARLY_STOP 0 with it"
             )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
     @classmethod
@@ -240,8 +246,12 @@ class Config(BaseModel):
         Raises:
             ConfigError: naming `source` and every unknown name, wrong type and value out of range.
         """
-        fields = {name.lower(): value for name, value in values.items()}
-        lines: list[str] = []
+        fields = {str(name).lower(): value for name, value in values.items()}
+        # papermill would take `batch_size` for another name than `BATCH_SIZE` and change nothing.
+        lines = [
+            _unknown(str(name)) for name in values if str(name).lower() in cls.model_fields
+            and not str(name).isupper()
+        ]  # fmt: skip
         while True:
             try:
                 config = cls(**fields)
@@ -250,7 +260,7 @@ class Config(BaseModel):
                 # What does not fit together is only looked at once every single value is usable,
                 # so look again without the unusable ones.
                 problems = error.errors()
-                lines += [_explain(problem) for problem in problems]
+                lines += [line for problem in problems for line in _explain(problem)]
                 unusable = {problem["loc"][0] for problem in problems if problem["loc"]}
                 if not unusable:
                     break
@@ -267,13 +277,13 @@ class Config(BaseModel):
         """Collect the parameters out of a notebook's `globals()`.
 
         Every upper-case scalar counts as meant for us, so a misspelled parameter that papermill
-        injects is refused instead of ignored.
+        injects is refused instead of ignored. So is a parameter that is no scalar.
         """
         meant = {
             name: value
             for name, value in names.items()
             if re.fullmatch(r"[A-Z][A-Z0-9_]+", name)
-            and isinstance(value, (str, int, float, bool, type(None)))
+            and (isinstance(value, str | int | float | None) or name.lower() in cls.model_fields)
         }
         return cls.from_values(meant, "The parameters cell")
 
@@ -356,19 +366,29 @@ class Config(BaseModel):
         )
 
 
-def _explain(problem: Mapping[str, Any]) -> str:
-    """One line for one of pydantic's findings, in the words of the notebook."""
+PATTERNS = {
+    "run_name": "letters, digits, spaces, dots, - and _",
+    "device": "'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'",
+}
+"""What the two patterns above mean, in words."""
+
+
+def _explain(problem: Mapping[str, Any]) -> list[str]:
+    """One of pydantic's findings in the words of the notebook, a line for each thing wrong."""
     if not problem["loc"]:
-        return problem["msg"].removeprefix("Value error, ")
+        return problem["msg"].removeprefix("Value error, ").splitlines()
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
-        import difflib
-
-        close = difflib.get_close_matches(name, Config.model_fields, n=1)
-        hint = f"; did you mean {close[0].upper()}?" if close else ""
-        return f"{name.upper()} is not a parameter{hint}"
+        return [_unknown(name.upper())]
     wanted = problem["msg"].removeprefix("Input should be ")
-    return f"{name.upper()} should be {wanted}, not {problem['input']!r}"
+    if problem["type"] == "string_pattern_mismatch":
+        wanted = PATTERNS[name]
+    return [f"{name.upper()} should be {wanted}, not {problem['input']!r}"]
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), Config.model_fields, n=1)
+    return f"{name} is not a parameter" + (f"; did you mean {close[0].upper()}?" if close else "")
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
@@ -407,13 +427,25 @@ def settle_data(config: Config, demo_file: str | Path | None = None) -> tuple[Co
     """
     if config.drawn:
         return config, _banner("Drawn faces, as asked for: nothing here says anything about people")
-    missing = [name for name in DATA_FOLDERS if not Path(getattr(config, name)).exists()]
+    missing = [name for name in DATA_FOLDERS if not _is_there(name, getattr(config, name))]
     defaults = Config()
     untouched = all(getattr(config, n) == getattr(defaults, n) for n in DATA_FOLDERS)
     if untouched and len(missing) == len(DATA_FOLDERS) and not on_kaggle():
         return _demo(config, defaults, demo_file)
     _refuse_missing(config, missing)
     return config, ""
+
+
+def _is_there(name: str, path: str) -> bool:
+    """Whether `data` will find this folder, in whichever form Kaggle mounts it."""
+    if Path(path).expanduser().exists():
+        return True
+    accepts = holds_split_folders if name == "affectnet_dir" else holds_class_folders
+    try:
+        find_dataset(path, name.upper(), accepts)
+    except DataError:
+        return False
+    return True
 
 
 def _demo(config: Config, defaults: Config, demo_file: str | Path | None) -> tuple[Config, str]:

@@ -60,7 +60,7 @@ from PIL import Image, ImageDraw, ImageFilter
 # seed chooses the side.
 ACTION_UNITS: dict[str, dict[int, float]] = {
     "Anger": {4: 1.0, 5: 0.6, 7: 0.8, 23: 1.0},
-    "Contempt": {12: 0.75, 14: 1.0},
+    "Contempt": {12: 0.9, 14: 1.0},
     "Disgust": {9: 1.0, 10: 0.6, 15: 0.6, 16: 0.7},
     "Fear": {1: 1.0, 2: 0.6, 4: 0.7, 5: 1.0, 20: 1.0, 26: 0.4},
     "Happy": {6: 0.9, 12: 1.0},
@@ -114,7 +114,7 @@ def _units(expression: str, generator: np.random.Generator, intensity: float | N
 
     if intensity is not None:
         return prototype(expression, intensity)
-    strength = 1.05 - 0.6 * chance() ** 2
+    strength = 1.1 - 0.6 * chance() ** 2
     units = prototype(expression, strength)
     if chance() < 0.12:
         other = _NEIGHBORS[expression][int(3 * chance())]
@@ -144,9 +144,9 @@ _SKIN = np.array(
         (236, 192, 156),
         (222, 170, 128),
         (198, 142, 100),
-        (166, 112, 77),
-        (130, 85, 59),
-        (99, 64, 47),
+        (170, 117, 82),
+        (140, 94, 66),
+        (114, 76, 57),
     ],
     dtype=float,
 )
@@ -245,7 +245,7 @@ def _person(generator: np.random.Generator) -> _Person:
     else:
         hair = one_of(_DARK_HAIR)
     style = _STYLES[int(np.searchsorted(_STYLE_SHARES, chance() * _STYLE_SHARES[-1]))]
-    bearded = style in ("crop", "part", "quiff", "bald", "curls", "beanie") and chance() < 0.35
+    bearded = style in ("crop", "part", "quiff", "bald", "curls", "beanie") and chance() < 0.22
     age = chance() ** 1.5
     count = int(8 + 14 * chance()) if tone < 3 and chance() < 0.2 else 0
     return _Person(
@@ -352,7 +352,7 @@ class _Sheet:
         self.size = size
         self.pose = pose
         self.unit = pose["scale"] * size * _OVERSAMPLING
-        self.center = np.array((0.5 + pose["dx"], 0.52 + pose["dy"])) * size * _OVERSAMPLING
+        self.center = np.array((0.5 + pose["dx"], 0.47 + pose["dy"])) * size * _OVERSAMPLING
         self.pieces: list[tuple] = []
         self.jobs: list[tuple] = []  # (kind, number of pieces, color, strength, width or lit)
 
@@ -369,7 +369,7 @@ class _Sheet:
             self.jobs.append(("line", len(shape), color, alpha, width))
 
     def glaze(self, shapes: list[tuple], tint: np.ndarray, radius: float) -> None:
-        """A transparent film, blurred by `radius` face units, that multiplies what is below by `tint`.
+        """A film, blurred by `radius` face units, that multiplies by `tint` what is below.
 
         `shapes` holds (shape, strength between 0 and 1).
         """
@@ -629,7 +629,7 @@ def _hair_in_front(sheet: _Sheet, person: _Person) -> None:
             sheet.line(_face(curl, 0.04), 0.03, light, 0.45)
         return
     # Strands: from the hairline back over the crown, alternately in light and in shade.
-    for step, start in enumerate(range(2, len(line) - 2, 2)):
+    for step, start in enumerate(range(4, len(line) - 4, 2)):
         root = line[start]
         tip = cap[len(cap) - 1 - int(start / len(line) * len(cap))]
         path = root + np.array((0.04, 0.33, 0.66, 0.97))[:, None] * (tip - root)
@@ -805,7 +805,7 @@ def _brow(sheet: _Sheet, person: _Person, u: list[float], side: int) -> None:
     weight = person.brow_thickness * weight * (1 + 0.15 * u[4])
     offset = np.stack((np.zeros_like(weight), weight), 1)
     shape = np.concatenate((spine - offset, (spine + 0.8 * offset)[::-1]))
-    color = 0.75 * np.minimum(person.hair, person.skin * 0.75) + 0.12 * person.skin
+    color = 0.8 * np.minimum(person.hair, person.skin * 0.66)
     sheet.fill(_face(_both(shape, side), 0.03), color, 0.95)
 
 
@@ -863,7 +863,7 @@ def _mouth(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
     narrower = 0.26 * u[23] + 0.12 * u[24] + 0.05 * u[17] + 0.28 * round_
     half = person.mouth_width * (1 + wider - narrower)
     y0 = person.mouth_height + 0.015 * mean[20] - 0.015 * mean[9]
-    corner = y0 - 0.145 * u[12] - 0.035 * u[14] + 0.13 * u[15] + 0.03 * u[20] + 0.03 * u[26]
+    corner = y0 - 0.16 * u[12] - 0.035 * u[14] + 0.145 * u[15] + 0.03 * u[20] + 0.03 * u[26]
     middle = y0 + 0.035 * smile - 0.045 * mean[17] - 0.02 * mean[15] - 0.02 * mean[10]
     t = np.linspace(-1, 1, 29)
     side = (t > 0).astype(int)
@@ -912,8 +912,8 @@ def _mouth(sheet: _Sheet, person: _Person, units: np.ndarray) -> None:
                 place(np.concatenate((low[keep], inner_bottom[keep][::-1]))),
                 np.array((236, 228, 214)),
             )
-    seam = person.lips * (0.50, 0.38, 0.40)
-    sheet.line(place(inner_top), 0.034, seam, 0.9)
+    seam = person.lips * (0.42, 0.30, 0.32)
+    sheet.line(place(inner_top), 0.045, seam)
     sheet.line(
         place(outer_bottom[8:-8] - (0, 0.035 * full)),
         0.02,
@@ -987,18 +987,18 @@ def _photograph(
     x, y, z, strength = light.tolist()
     shade = head * (across * x + down * y + toward * z - 0.85 * z) + (1 - head) * 0.35 * across * x
     warmth = 0.02 + generator.normal(0.0, 0.025)
-    exposure = 0.84 + 0.24 * chance()
+    exposure = 0.92 + 0.16 * chance()
     color = exposure * np.array((1 + warmth, 1.0, 1 - warmth))
     pixels *= (1 + strength * shade).astype(np.float32) * color.astype(np.float32)[:, None, None]
-    pixels = 0.5 + (0.8 + 0.3 * chance()) * (pixels - 0.5) + 0.03 * generator.normal()
+    pixels = 0.5 + (0.9 + 0.2 * chance()) * (pixels - 0.5) + 0.03 * generator.normal()
     # Bright skin rolls off as on film instead of burning out.
     bright = pixels > 0.82
     pixels[bright] = 0.82 + 0.18 * np.tanh((pixels[bright] - 0.82) / 0.18)
-    grain = 0.003 + 0.016 * chance() ** 2
+    grain = 0.003 + 0.012 * chance() ** 2
     noise = generator.standard_normal((sheet.size, sheet.size), dtype=np.float32)
     pixels = np.clip(pixels + np.float32(grain) * noise, 0, 1) * 255 + 0.5
     image = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8).transpose(1, 2, 0)))
-    blur = sheet.size / 75 * (1.0 * chance() - 0.4)
+    blur = sheet.size / 75 * (1.2 * chance() - 0.7)
     return image.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.15 else image
 
 
@@ -1043,7 +1043,7 @@ def draw_face(
         "yaw": angle(9, 22),
         "pitch": angle(4, 9),
         "roll": angle(4, 10),
-        "scale": 0.44 + 0.04 * camera.random(),
+        "scale": 0.49 + 0.03 * camera.random(),
         "dx": float(camera.normal(0, 0.012)),
         "dy": float(camera.normal(0, 0.012)),
     }
@@ -1053,7 +1053,7 @@ def draw_face(
     gaze = camera.normal(0, 1, size=2) * (0.03, 0.012)
     around = camera.normal(-0.2, 0.9)
     light = np.array(
-        (math.sin(around) * 0.8, -0.35, math.cos(around) * 0.6 + 0.3, 0.25 + 0.5 * camera.random())
+        (math.sin(around) * 0.8, -0.35, math.cos(around) * 0.6 + 0.3, 0.15 + 0.35 * camera.random())
     )
 
     sheet = _Sheet(size, pose)
@@ -1084,7 +1084,7 @@ def draw_face(
 
 # %%
 # Raise it with every change of a pixel, so that older folders are drawn again.
-_VERSION = 1
+_VERSION = 2
 _MARKER = "drawn_faces.json"
 _FER_FOLDERS = {
     "Anger": "angry",

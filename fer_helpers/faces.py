@@ -307,7 +307,8 @@ def _cascade_face(x: float, y: float, width: float, height: float) -> Face:
 # ## Finding the faces of a photo
 # YuNet knows faces of about 10 to 300 pixels. A photo is therefore looked at with its long side at
 # 640 pixels, once more at 1,280 if it is larger (small faces of a group), and at 256 if nothing was
-# found (a face that fills the frame).
+# found or a face fills much of the frame (the box of a larger one loses its chin). Of each face the
+# look with the best score counts.
 
 
 # %%
@@ -316,6 +317,7 @@ def find_faces(
     *,
     detector: Detector | None = None,
     min_score: float = 0.7,
+    thorough: bool = True,
 ) -> list[Face]:
     """Find the faces of one photo, largest first.
 
@@ -323,21 +325,47 @@ def find_faces(
         image: PIL picture, or uint8 array (H, W) or (H, W, 3) in RGB order.
         detector: from `load_detector`; None loads the default one.
         min_score: the least score that counts, 0 to 1 (the cascade ignores it).
+        thorough: also look for faces that are small in a large photo, and again at each face to
+            read its tilt; False is several times as fast, for video.
 
     Raises:
         DetectorError: no detector was given and none can be had.
     """
     if detector is None:
         detector = load_detector()
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture = _as_picture(image)
     long_side = max(picture.size)
     sides = [min(max(long_side, 256), 640)]
-    if long_side > 640 and detector.kind == "yunet":  # each pass of the cascade adds false alarms
+    # Every further look of the cascade would add false alarms.
+    if thorough and long_side > 640 and detector.kind == "yunet":
         sides.append(min(long_side, 1280))
     faces = [face for side in sides for face in _detect_at(picture, side, detector, min_score)]
-    if not faces and sides[0] > 256:
-        faces = _detect_at(picture, 256, detector, min_score)
-    return _distinct(faces)
+    largest = max((face.height for face in faces), default=long_side)
+    if sides[0] > 256 and largest > 0.45 * long_side:
+        faces += _detect_at(picture, 256, detector, min_score)
+    faces = _distinct(faces)
+    return [_with_tilt(picture, face, detector) for face in faces] if thorough else faces
+
+
+def _with_tilt(picture: Image.Image, face: Face, detector: Detector) -> Face:
+    """The same face with its points read from a closer look.
+
+    On faces of 130 pixels and less YuNet's points lean towards upright: of a tilt of 20 degrees the
+    eyes show 7, at 200 pixels 11, at 280 pixels 15 (means over four photos, both directions).
+    """
+    if face.landmarks is None or face.height * 640 / max(picture.size) > 250:
+        return face
+    reach = 0.8 * max(face.height, face.width)
+    center = ((face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2)
+    left, top = (math.floor(value - reach) for value in center)
+    region = _inside(picture, left, top, math.ceil(2 * reach))
+    near = _moved(face, *region[:2], 1)
+    closer = _detect_at(picture.crop(region), 448, detector, 0.5)
+    same = [other for other in closer if _overlap(other, near) > 0.6]
+    if not same:
+        return face
+    best = max(same, key=lambda other: other.score)
+    return Face(face.box, face.score, _moved(best, -region[0], -region[1], 1).landmarks)
 
 
 def _detect_at(
@@ -350,14 +378,22 @@ def _detect_at(
         # Averaging whole blocks first bounds time and memory for very large photos.
         picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     found = detector.detect(np.asarray(picture.convert("RGB")), min_score)
-    return [
-        Face(
-            tuple(value / scale for value in face.box),
-            face.score,
-            face.landmarks and tuple((x / scale, y / scale) for x, y in face.landmarks),
-        )
-        for face in found
-    ]
+    return [_moved(face, 0, 0, 1 / scale) for face in found]
+
+
+def _as_picture(image: Image.Image | np.ndarray) -> Image.Image:
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+
+
+def _moved(face: Face, left: float, top: float, scale: float) -> Face:
+    """The same face after the photo was cut at (left, top) and then scaled."""
+    x0, y0, x1, y1 = face.box
+    box = ((x0 - left) * scale, (y0 - top) * scale, (x1 - left) * scale, (y1 - top) * scale)
+    points = face.landmarks and tuple(
+        ((x - left) * scale, (y - top) * scale) for x, y in face.landmarks
+    )
+    return Face(box, face.score, points)
 
 
 def _distinct(faces: list[Face]) -> list[Face]:
@@ -402,9 +438,7 @@ def crop_face(
     Returns:
         A square picture of mode L for a grey photo, else RGB.
     """
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    if picture.mode not in ("L", "RGB"):
-        picture = picture.convert("RGB")
+    picture = _as_picture(image)
     side = max(face.width, face.height) * (1 + 2 * margin)
     size = size or min(max(round(side), 1), 512)
     center = ((face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2)
@@ -413,14 +447,20 @@ def crop_face(
     # The upright window that holds the turned square, one pixel wider for the interpolation.
     reach = side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle))) + 1
     left, top = (math.floor(value - reach) for value in center)
-    width = height = math.ceil(2 * reach) + 1
-    window = _window(picture, left, top, width, height)
+    length = math.ceil(2 * reach) + 1
+    factor = int(side // (2 * size))
+    if factor > 1:
+        # A face of thousands of pixels: averaged over whole blocks first, which costs no memory.
+        region = _inside(picture, left, top, length)
+        face = _moved(face, *region[:2], 1 / factor)
+        return crop_face(picture.reduce(factor, box=region), face, margin, size=size)
+    window = _window(picture, left, top, length)
     scale = size / side
     if scale < 1:
         # Anti-aliased shrinking first; the turn below samples single pixels.
-        shrunk = max(1, round(width * scale))
+        shrunk = max(1, round(length * scale))
         window = window.resize((shrunk, shrunk), Image.Resampling.BILINEAR)
-    ratio = window.width / width
+    ratio = window.width / length
     x, y = (center[0] - left) * ratio, (center[1] - top) * ratio
 
     # For every output pixel, where it comes from (PIL counts pixel centers at .5 itself).
@@ -433,17 +473,21 @@ def crop_face(
     )
 
 
-def _window(picture: Image.Image, left: int, top: int, width: int, height: int) -> Image.Image:
-    """A rectangle of the photo; beyond the edge its last pixels are repeated."""
-    # At least one row and column of the photo, even for a box that lies outside it.
+def _inside(picture: Image.Image, left: int, top: int, length: int) -> tuple[int, int, int, int]:
+    """The part of a square that lies in the photo: at least one row and column of it."""
     x0, y0 = min(max(left, 0), picture.width - 1), min(max(top, 0), picture.height - 1)
-    x1 = min(max(left + width, x0 + 1), picture.width)
-    y1 = min(max(top + height, y0 + 1), picture.height)
-    inside = picture.crop((x0, y0, x1, y1))
-    before_x, before_y = max(x0 - left, 0), max(y0 - top, 0)
-    after_x = max(width - before_x - inside.width, 0)
-    after_y = max(height - before_y - inside.height, 0)
-    if not (before_x or before_y or after_x or after_y):
+    x1 = min(max(left + length, x0 + 1), picture.width)
+    y1 = min(max(top + length, y0 + 1), picture.height)
+    return x0, y0, x1, y1
+
+
+def _window(picture: Image.Image, left: int, top: int, length: int) -> Image.Image:
+    """A square of the photo; beyond the edge its last pixels are repeated."""
+    inside = picture.crop(_inside(picture, left, top, length))
+    before_x = min(max(-left, 0), length - inside.width)
+    before_y = min(max(-top, 0), length - inside.height)
+    after_x, after_y = length - inside.width - before_x, length - inside.height - before_y
+    if inside.size == (length, length):
         return inside
     pad = [(before_y, after_y), (before_x, after_x)]
     pixels = np.asarray(inside)

@@ -61,10 +61,8 @@ def pick_device(wish: str = "auto") -> torch.device:
             raise DeviceError(
                 f"DEVICE is '{wish}', but torch sees only {torch.cuda.device_count()}: use 'cuda'."
             )
-        major, minor = torch.cuda.get_device_capability(device)
-        # Kernels of a lower minor version of the same major run too (NVIDIA's binary rule).
-        built = [int(arch.split("_")[1].rstrip("af")) for arch in torch.cuda.get_arch_list()]
-        if not any(b // 10 == major and b % 10 <= minor for b in built):
+        if not _has_kernels(device):
+            major, minor = torch.cuda.get_device_capability(device)
             raise DeviceError(
                 f"This torch has no kernels for {torch.cuda.get_device_name(device)} "
                 f"(sm_{major}{minor}): choose another accelerator (on Kaggle: GPU T4 x2), "
@@ -73,6 +71,23 @@ def pick_device(wish: str = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("DEVICE is 'mps', but this machine has no Apple GPU: use 'auto'.")
     return device
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Whether this build of torch can compute on an NVIDIA GPU (others say so themselves).
+
+    By the CUDA programming guide's rules on compatibility: `sm_XY` is code for X.Y and for later
+    minor versions of X; `compute_XY` is compiled on the spot for X.Y and everything later.
+    """
+    if torch.version.hip:
+        return True
+    here = torch.cuda.get_device_capability(device)
+    for arch in torch.cuda.get_arch_list():
+        kind, number = arch.rstrip("af").split("_")
+        built = divmod(int(number), 10)
+        if built <= here and (kind == "compute" or built[0] == here[0]):
+            return True
+    return False
 
 
 def _cpu_has_bf16() -> bool:

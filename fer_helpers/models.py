@@ -55,10 +55,10 @@ REDUCTION = 16  # of the channels, in every channel attention, as in the papers
 # (channel, squeeze-and-excitation), or one after the other (CBAM).
 #
 # A fresh mask stands near one half, so it shrinks pretrained features at once. The **safe start**
-# sets the last convolution to zero and adds one half to the mask: sigmoid(0) is exactly one half, so
-# the net begins as exactly the net without attention and learns to leave from there. The half also
-# stays as a floor: with a large learning rate one step can push a plain mask to zero everywhere,
-# where the sigmoid has no gradient, and a net behind a closed mask never learns again.
+# sets the last convolution to zero and adds one half to the mask: sigmoid(0) is exactly one half,
+# so the net begins as exactly the net without attention and learns to leave from there. The half
+# also stays as a floor: with a large learning rate one step can push a plain mask to zero
+# everywhere, where the sigmoid has no gradient, and a net behind a closed mask never learns again.
 
 
 # %%

@@ -67,13 +67,24 @@ def in_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         try:
             with plt.style.context(["default", STYLE]):
                 figure = draw(*args, **kwargs)
-                figure.draw_without_rendering()  # ticks take their style when they are first drawn
+                _freeze(figure)
         finally:
             for number in set(plt.get_fignums()) - before:
                 plt.close(number)
         return figure
 
     return drawn
+
+
+def _freeze(figure: Figure) -> None:
+    # Ticks take their style when they are first drawn, so draw them while it holds. That also lays
+    # the figure out; doing it once is enough, and it is the slowest part of saving a figure.
+    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        for legend in figure.legends:  # room was made for them above the note; now go there
+            legend.set_bbox_to_anchor(engine.get()["rect"], figure.transFigure)
+        figure.set_layout_engine("none")
 
 
 def new_figure(
@@ -100,10 +111,7 @@ def write_note(figure: Figure, note: str) -> None:
 
 def legend_below(figure: Figure, handles: Sequence, names: Sequence[str], columns: int = 1) -> None:
     """Put one legend for all axes below them, and above the note."""
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=columns,
-        bbox_to_anchor=figure.get_layout_engine().get()["rect"], bbox_transform=figure.transFigure,
-    )  # fmt: skip
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
 def clean(text: str, limit: int = 16) -> str:

@@ -268,10 +268,12 @@ def load_classifier(
         )
     if temperature is None:
         temperature = float(getattr(model, "temperature", 1.0)) if whole else 1.0
+    if temperature <= 0:
+        raise PredictionError(f"temperature is {temperature:g}: give a number above 0.")
     extra = getattr(model, "extra", None) or {}
     least = getattr(model, "min_confidence", None) or extra.get("min_confidence") or 0.0
-    if whole and hasattr(model, "model"):
-        model = model.model
+    if whole:  # a checkpoint holds the module, an exported model runs by itself
+        model = model.model if hasattr(model, "model") else model.run
     return Classifier(model, transform, tuple(class_names), temperature, float(least))
 
 
@@ -374,14 +376,18 @@ def _answer(
     return answers
 
 
-def _check_options(classifier: Classifier, crop: str, min_confidence: float | None) -> float:
+def _check_options(
+    classifier: Classifier, crop: str, min_confidence: float | None, views: int
+) -> float:
     """The threshold that counts.
 
     Raises:
-        PredictionError: an unknown crop, or a threshold outside 0 to 1.
+        PredictionError: an unknown crop, a threshold outside 0 to 1, or too many views.
     """
     if crop not in CROPS:
         raise PredictionError(f"crop is {crop!r}: give one of {', '.join(map(repr, CROPS))}.")
+    if not 1 <= views <= 10:
+        raise PredictionError(f"views is {views}: give 1 to 10.")
     least = classifier.min_confidence if min_confidence is None else min_confidence
     if not 0 <= least <= 1:
         raise PredictionError(
@@ -408,7 +414,7 @@ def predict_faces(
     one `Prediction` whose label is None.
     """
     classifier = load_classifier(model, transform, class_names, temperature=temperature)
-    least = _check_options(classifier, crop, min_confidence)
+    least = _check_options(classifier, crop, min_confidence, views)
     picture = _Picture("", read_image(image))
     _cut(picture, classifier, crop, detector)
     return _answer([picture], classifier, least, views, 64)[0]
@@ -563,7 +569,7 @@ def predict_images(
     from tqdm import tqdm
 
     classifier = load_classifier(model, transform, class_names, temperature=temperature)
-    least = _check_options(classifier, crop, min_confidence)
+    least = _check_options(classifier, crop, min_confidence, views)
     named = list(named_sources(sources))
     rows: list[dict[str, Any]] = []
     waiting: list[_Picture] = []

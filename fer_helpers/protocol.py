@@ -173,14 +173,14 @@ def score_table(results: Sequence[Scored]) -> pd.DataFrame:
     rows = []
     for entry in (entry for result in results for entry in result.entries):
         about, numbers, twin = entry["stamp"], entry["numbers"], entry["leak_free"]
-        low, high = numbers["accuracy_interval"] or (np.nan, np.nan)
+        interval = numbers["accuracy_interval"]
         rows.append(
             {
                 "set": f"{about['dataset']} {about['split']}",
                 "views": about["views"],
                 "n": numbers["n"],
                 "accuracy": round(100 * numbers["accuracy"], 2),
-                "95 % interval": f"{100 * low:.2f} to {100 * high:.2f}",
+                "95 % interval": " to ".join(f"{100 * end:.2f}" for end in interval or ()),
                 "macro-F1": round(numbers["macro_f1"], 3),
                 "leak-free n": twin["n"] if twin else 0,
                 "leak-free accuracy": round(100 * twin["accuracy"], 2) if twin else np.nan,

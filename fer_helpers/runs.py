@@ -55,6 +55,7 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from fer_helpers.files import replace_file
 from fer_helpers.plots import savefig
 
 STATE = "run.json"
@@ -94,19 +95,9 @@ def write_file(path: Path, content: bytes | str) -> Path:
     Raises:
         RunError: The folder cannot be written or the disk is full; the old file is untouched then.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with _explained("write", path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as stream:
-                stream.write(content.encode() if isinstance(content, str) else content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    return path
+    data = content.encode() if isinstance(content, str) else content
+    with _explained("write", Path(path)):
+        return replace_file(path, lambda partial: partial.write_bytes(data))
 
 
 def _probe(folder: Path) -> None:

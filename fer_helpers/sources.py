@@ -148,13 +148,11 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     """A picture from pixels (H, W) or (H, W, C)."""
     if pixels.ndim == 3 and pixels.shape[-1] == 1:
         pixels = pixels[..., 0]
-    if (
-        not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)))
-        or not pixels.size
-    ):
+    fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4))
+    if not fits or not pixels.size or pixels.dtype.kind not in "biuf":
         raise ImageError(
-            f"Pixels of shape {pixels.shape} are no picture: give (height, width) or "
-            "(height, width, 3) in RGB order."
+            f"An array of {pixels.dtype} and shape {pixels.shape} is no picture: give numbers, "
+            "(height, width) or (height, width, 3) in RGB order."
         )
     if pixels.dtype == np.uint16:
         pixels = pixels >> 8  # as `open_image` reads 16-bit files

@@ -10,13 +10,15 @@
 # # Facial Emotion Recognition
 #
 # A ResNet-34 with spatial attention learns eight emotions on AffectNet, is adapted to the seven of
-# FER2013, and is then evaluated so that a reviewer can believe it: every number says which images it
-# was taken on, how sure it is, and what it would be without the test images that also stand in train.
+# FER2013, and is then evaluated so that a reviewer can believe it: every number says which images
+# it was taken on, how sure it is, and what it would be without the test images that also stand in
+# train.
 #
 # **How to use this notebook**
 #
 # - *Kaggle*: attach both datasets, choose GPU T4, press *Run all*.
-# - *Your own machine*: `papermill "Facial Emotion Recognition.ipynb" out.ipynb -f params/local.yaml`.
+# - *Your own machine*:
+#   `papermill "Facial Emotion Recognition.ipynb" out.ipynb -f params/local.yaml`.
 # - *No data at hand*: just run it. It then draws its own faces and says so loudly.
 # - *To change something*: edit the parameters below, or give papermill another file of them.
 
@@ -28,7 +30,9 @@
 
 # %% tags=["parameters"]
 # Data: the value "drawn" in all three folders asks for the embedded drawn faces
-AFFECTNET_DIR: str = "/kaggle/input/balanced-affectnet"  # holds train and val, and test if there is one
+AFFECTNET_DIR: str = (
+    "/kaggle/input/balanced-affectnet"  # holds train and val, and test if there is one
+)
 FER_TRAIN_DIR: str = "/kaggle/input/fer2013/train"  # a folder per class
 FER_TEST_DIR: str = "/kaggle/input/fer2013/test"  # file names tell PublicTest from PrivateTest
 PHASES: str = "both"  # both, affectnet or fer2013
@@ -38,6 +42,7 @@ SELECTION_SIZE: int = 3000  # faces cut from train to choose on where no split i
 DROP_TEST_TWINS: bool = False  # leave out training faces that also stand in test
 DROP_CONFLICTS: bool = False  # leave out identical training faces with different labels
 DROP_BLANKS: bool = False  # leave out training images of one single value
+NEAR_TWINS: bool = True  # search for near-twins too, up to a minute
 FERPLUS_VOTES: str = ""  # CSV of FER+ votes keyed by file name, for the label-noise view
 EXTRA_TEST_DIRS: str = ""  # more folders to score, separated by commas
 # Run
@@ -56,7 +61,9 @@ INPUT_CHANNELS: int = 3  # 3, or 1 for a network that sees grey
 AFFECTNET_GREY: bool = False  # phase 1 in grey, as phase 2 always is
 BATCH_SIZE: int = 32
 # Model
-BACKBONE: str = "resnet34"  # resnet18, resnet50, efficientnet_b0, convnext_tiny, vit_b_16 and others
+BACKBONE: str = (
+    "resnet34"  # resnet18, resnet50, efficientnet_b0, convnext_tiny, vit_b_16 and others
+)
 PRETRAINED: str = "imagenet"  # imagenet, none, or a file of weights
 ATTENTION: str = "spatial"  # none, spatial, channel, se or cbam
 ATTENTION_PLACE: str = "last"  # after the last stage, or each (ResNets)
@@ -150,25 +157,37 @@ from IPython.display import display
 from fer_helpers import plots, runs
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
-from fer_helpers.config import Config, settle_data
-from fer_helpers.data import load_affectnet, load_fer2013
-from fer_helpers.demo_faces import write_demo_faces
-from fer_helpers.model_card import model_card
-from fer_helpers.models import build_model, describe, swap_head
-from fer_helpers.preprocess import Preprocess
 
 # %%
-from fer_helpers.confusions import error_residuals
+from fer_helpers.comparison import cross_dataset, cross_dataset_table
+from fer_helpers.config import Config, settle_data
 from fer_helpers.corruptions import fixed_sample, robustness
+from fer_helpers.data import load_affectnet, load_faces, load_fer2013
+from fer_helpers.data_check import check_data, clean_train, worst_offenders
+from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.evaluation import (
-    abstain_threshold, answered_above, chi_square, chi_square_text, reliability, report_text,
-    risk_coverage, scores_text, softmax,
+    abstain_threshold,
+    answered_above,
+    chi_square,
+    chi_square_text,
+    reliability,
+    report_text,
+    risk_coverage,
+    scores_text,
+    softmax,
 )  # fmt: skip
 from fer_helpers.exploration import embedding_map, precision_recall
 from fer_helpers.inference import (
-    attention_maps, embed, pick_device, pick_precision, predict_logits,
+    attention_maps,
+    embed,
+    pick_device,
+    pick_precision,
+    predict_logits,
 )  # fmt: skip
+from fer_helpers.model_card import model_card
+from fer_helpers.models import build_model, describe, swap_head
 from fer_helpers.prediction import predict_single_image
+from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import describe_selection, score_table, score_tests
 from fer_helpers.sources import download_example
 from fer_helpers.store import default_cache_dir
@@ -208,14 +227,11 @@ print(f"Computing on {device} in {precision}. {run.sentence}")
 # The sentences printed here say which rule was applied.
 
 # %%
-AFFECTNET_DIR, FER_TRAIN_DIR, FER_TEST_DIR = (
-    config.affectnet_dir, config.fer_train_dir, config.fer_test_dir
-)  # fmt: skip
+folders = [config.affectnet_dir, config.fer_train_dir, config.fer_test_dir]
 cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
 if config.drawn:
     drawn = write_demo_faces(cache / "drawn-faces")
-    AFFECTNET_DIR, FER_TRAIN_DIR = drawn / "affectnet", drawn / "fer2013" / "train"
-    FER_TEST_DIR = drawn / "fer2013" / "test"
+    folders = [drawn / "affectnet", drawn / "fer2013" / "train", drawn / "fer2013" / "test"]
 reading = {
     name: getattr(config, name) for name in ("selection_size", "max_images", "max_bad_share")
 } | {"cache_dir": cache, "size": IMAGE_SIZE}
@@ -223,9 +239,9 @@ reading = {
 # %% tags=["nbval-check-output"]
 affectnet = fer = None
 if config.phases != "fer2013":
-    affectnet = load_affectnet(AFFECTNET_DIR, grey=config.affectnet_grey, **reading)
+    affectnet = load_affectnet(folders[0], grey=config.affectnet_grey, **reading)
 if config.phases != "affectnet":
-    fer = load_fer2013(FER_TRAIN_DIR, FER_TEST_DIR, **reading)
+    fer = load_fer2013(*folders[1:], **reading)
 datasets = {name: s for name, s in (("affectnet", affectnet), ("fer2013", fer)) if s is not None}
 for splits in datasets.values():
     print(splits.sentence)
@@ -269,10 +285,42 @@ for name, splits in datasets.items():
     show(plots.plot_samples(rows, train.class_names, title=title, note=note), f"{name}-samples")
 
 # %% [markdown]
+# Can these data be trusted? Twins inside and across splits, the same picture under two labels,
+# blanks, unreadable files, and file names that give the class away. `DROP_TEST_TWINS`,
+# `DROP_CONFLICTS` and `DROP_BLANKS` act on the training set; the test sets stay as they are.
+
+# %%
+reports = {}
+for name, splits in datasets.items():
+    reports[name] = check_data(splits, near=0.99 if config.near_twins else None)
+    print(f"{splits.train.dataset}\n{reports[name]}\n")
+
+# %%
+for name, splits in datasets.items():
+    images, labels, captions = worst_offenders(splits, reports[name])
+    title = f"{splits.train.dataset}: faces to look at"
+    if images:
+        show(plots.plot_samples(images, labels, captions=captions, title=title, note=note),
+             f"{name}-offenders")  # fmt: skip
+    else:
+        print(f"{splits.train.dataset}: nothing to look at.")
+
+# %%
+for name, splits in datasets.items():
+    datasets[name] = clean_train(
+        splits, drop_test_twins=config.drop_test_twins, drop_conflicts=config.drop_conflicts,
+        drop_blanks=config.drop_blanks,
+    )  # fmt: skip
+    dropped = len(splits.train) - len(datasets[name].train)
+    print(f"{splits.train.dataset}: {dropped} training faces dropped.")
+affectnet, fer = datasets.get("affectnet"), datasets.get("fer2013")
+
+# %% [markdown]
 # ## Augmentation
 #
 # Training sees each face a little turned, moved, brighter or darker, and sometimes with a box
-# missing. All of it is one resampling of a whole batch, on the device. Phase 2 always works in grey.
+# missing. All of it is one resampling of a whole batch, on the device. Phase 2 always works in
+# grey.
 
 # %% tags=["nbval-check-output"]
 channels = config.input_channels
@@ -374,8 +422,8 @@ if affectnet:
 # %% [markdown]
 # ## Phase 2: FER2013, 7 classes
 #
-# The head is exchanged *by class name*: Contempt has no partner in FER2013 and is dropped. Backbone,
-# attention and head then learn at three different rates, the new head fastest.
+# The head is exchanged *by class name*: Contempt has no partner in FER2013 and is dropped.
+# Backbone, attention and head then learn at three different rates, the new head fastest.
 
 # %%
 if fer and not stopped:
@@ -498,8 +546,8 @@ else:
     show(figure, "attention")
 
 # %% [markdown]
-# Can its confidence be believed? The temperature was fitted on the selection set; the band is what a
-# perfectly calibrated network of this many faces would show.
+# Can its confidence be believed? The temperature was fitted on the selection set; the band is what
+# a perfectly calibrated network of this many faces would show.
 
 # %%
 before, after = softmax(headline.logits), probabilities
@@ -522,7 +570,8 @@ if splits.selection is not None:
     chosen = answered_above(probabilities, test.labels, threshold["threshold"])
     metrics["abstain"] = {"set": about, **chosen}
     print({key: None if v is None else round(v, 3) for key, v in chosen.items()})
-show(plots.plot_risk_coverage(risk_coverage(probabilities, test.labels), chosen, note=about), "risk")
+curve = risk_coverage(probabilities, test.labels)
+show(plots.plot_risk_coverage(curve, chosen, note=about), "risk-coverage")
 
 # %% [markdown]
 # One class against the rest, and which confusions are more than chance would give.
@@ -530,7 +579,7 @@ show(plots.plot_risk_coverage(risk_coverage(probabilities, test.labels), chosen,
 # %%
 curves = precision_recall(probabilities, test.labels, class_names)
 show(plots.plot_precision_recall(curves, class_names, note=about), "precision-recall")
-show(plots.plot_residuals(error_residuals(confusion, class_names), class_names, note=about), "residuals")
+show(plots.plot_residuals(chi_square(confusion, class_names), class_names, note=about), "residuals")
 
 # %% [markdown]
 # Which faces look alike to the network? Each point is a face; near points have similar features.
@@ -559,6 +608,24 @@ if config.robustness:
     show(plots.plot_robustness(accuracies, note=about), "robustness")
 else:
     print("ROBUSTNESS is off.")
+
+# %% [markdown]
+# Other datasets, named in `EXTRA_TEST_DIRS`: scored on the classes that they share with the model.
+# A set that any phase has trained or chosen on is marked *seen*.
+
+# %%
+used = [faces for s in datasets.values() for faces in (s.train, s.selection) if faces is not None]
+rows = []
+for folder in filter(None, (part.strip() for part in config.extra_test_dirs.split(","))):
+    extra_test = load_faces(folder, grey=True, **reading).tests[0]
+    logits = predict_logits(model, extra_test, pre, device=device, precision=precision)
+    stamp = runs.stamp(
+        extra_test.split, len(extra_test), 1, config.seed, describe_selection(splits.selection),
+        extra_test.content_hash, extra_test.origin, dataset=extra_test.dataset,
+    )  # fmt: skip
+    rows.append(cross_dataset(extra_test, logits, class_names, used, stamp))
+metrics["cross_dataset"] = rows
+display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no other dataset.")
 
 # %% [markdown]
 # ## Single-image prediction

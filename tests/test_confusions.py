@@ -118,7 +118,9 @@ def test_empty_rows_and_columns_are_dropped_and_said():
     json.dumps(result, allow_nan=False)
 
 
-@pytest.mark.parametrize("confusion", [np.zeros((3, 3)), np.diag([5, 0, 0]), [[5, 1, 0]] + [[0] * 3] * 2])
+@pytest.mark.parametrize(
+    "confusion", [np.zeros((3, 3)), np.diag([5, 0, 0]), [[5, 1, 0]] + [[0] * 3] * 2]
+)
 def test_too_little_for_a_test_is_said(confusion):
     result = chi_square(np.array(confusion), ("a", "b", "c"))
     assert result["statistic"] is None

@@ -1,0 +1,118 @@
+"""Predict emotions from the shell: `python -m fer_helpers photo.jpg folder/ --csv out.csv`.
+
+Exit codes: 0 every picture was read, 1 some were not (each is named), 2 nothing could be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fer_helpers",
+        description="Predict the emotion of every face in photos, folders of photos, or URLs.",
+        epilog="Exit codes: 0 every picture was read, 1 some were not, 2 nothing could be done.",
+    )
+    parser.add_argument(
+        "pictures", nargs="+", metavar="PICTURE", help="file, folder or http(s) URL"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row per face")
+    parser.add_argument(
+        "--annotate", type=Path, metavar="FOLDER", help="write copies with boxes and labels"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="FILE",
+        help="model file (.safetensors or .onnx) or run folder; "
+        "default: the newest run's, else the shipped one",
+    )
+    parser.add_argument(
+        "--crop",
+        choices=("auto", "detect", "none"),
+        default="auto",
+        help="auto: pictures up to 112 pixels are face crops, faces are looked for in others; "
+        "detect: always look; none: every picture is one face (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="P",
+        help="probability from 0 to 1 below which an answer is uncertain",
+    )
+    parser.add_argument(
+        "--views", type=int, default=1, metavar="N", help="average 1 to 10 views of each face"
+    )
+    parser.add_argument("--detector", type=Path, metavar="FILE", help="YuNet's ONNX file")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = build_parser().parse_args(arguments)
+    # A name that the console's encoding does not have must not end the run.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.reconfigure(errors="replace")
+
+    # Only now: torch takes seconds to import, and --help should not.
+    from fer_helpers.checkpoints import CheckpointError
+    from fer_helpers.export import ExportError
+    from fer_helpers.faces import DetectorError
+    from fer_helpers.prediction import PredictionError, predict_images
+
+    try:
+        for folder in (options.annotate, options.csv and options.csv.parent):
+            if folder is not None:  # said now, not after a thousand pictures
+                folder.mkdir(parents=True, exist_ok=True)
+        table = predict_images(
+            options.pictures,
+            options.model,
+            crop=options.crop,
+            min_confidence=options.min_confidence,
+            views=options.views,
+            detector=options.detector,
+            annotate_to=options.annotate,
+        )
+        if options.csv is not None:
+            table.to_csv(options.csv, index=False, float_format="%.6g", encoding="utf-8")
+    except (CheckpointError, DetectorError, ExportError, PredictionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename} cannot be written ({error.strerror}).", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+    for row in table.itertuples():
+        if row.error:
+            print(f"error: {row.note}", file=sys.stderr)
+        else:
+            print(f"{row.file}: {describe(row)}")
+    unreadable = int(table["error"].sum())
+    if unreadable:
+        print(f"{unreadable} of the inputs could not be read.", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def describe(row: Any) -> str:
+    """One line for a row of `predict_images`."""
+    import pandas as pd
+
+    if pd.isna(row.face):
+        return row.note
+    box = "" if pd.isna(row.left) else f" at ({row.left}, {row.top})"
+    note = f" [{row.note}]" if row.note else ""
+    return f"{row.label} {row.confidence:.1f} %{box}{', uncertain' * row.uncertain}{note}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,582 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Data check
+#
+# Before a number is believed, somebody should have looked at the pictures. This module looks at
+# all of them: what is there and what should be, pictures that show nothing, pictures that stand in
+# two splits or under two labels, and file names from which a net could guess the class without
+# looking at the face. It reports, and on request it cleans the training set.
+#
+# Twins matter most. About eight of a hundred FER2013 test images have an exact copy in train, so
+# part of every published score is memory.
+
+# %%
+"""Say what is wrong with a dataset: counts, blanks, twins, conflicts, leaks; and act on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats.contingency import association
+
+from fer_helpers.data import DataError, FaceSet, Splits
+
+# %% [markdown]
+# ## What should be there
+#
+# The official counts of FER2013 (Goodfellow et al. 2013, "Challenges in representation learning").
+# AffectNet-8 exists in too many editions to expect anything.
+
+# %%
+OFFICIAL_FER2013 = pd.DataFrame(
+    {
+        "train": [3995, 436, 4097, 7215, 4965, 4830, 3171],
+        "PublicTest": [467, 56, 496, 895, 607, 653, 415],
+        "PrivateTest": [491, 55, 528, 879, 626, 594, 416],
+    },
+    index=["Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"],
+)
+
+
+def face_table(splits: Splits) -> pd.DataFrame:
+    """One row per face of a dataset, each file once, in the order of names within splits.
+
+    Columns: `split` (a selection slice counts as the train it was cut from), `file`, `emotion`,
+    `pixel_hash`, `native` (mode and size in the file), and `part` and `position`: the set of
+    `parts(splits)` that holds it and where.
+    """
+    frames = []
+    for part, faces in enumerate(parts(splits)):
+        frames.append(
+            pd.DataFrame(
+                {
+                    "split": "train" if faces.split == "selection" else faces.split,
+                    "file": faces.files,
+                    "emotion": np.array(faces.class_names)[faces.labels],
+                    "pixel_hash": np.char.decode(faces.pixel_hashes, "ascii"),
+                    "native": faces.native,
+                    "part": part,
+                    "position": np.arange(len(faces)),
+                }
+            )
+        )
+    table = pd.concat(frames, ignore_index=True).drop_duplicates(["file"], ignore_index=True)
+    return table
+
+
+def parts(splits: Splits) -> list[FaceSet]:
+    """The sets of a dataset, without the pooled test set that repeats others."""
+    chosen_on = [splits.selection] if splits.selection is not None else []
+    return [splits.train, *chosen_on, *(t for t in splits.tests if "+" not in t.split)]
+
+
+# %% [markdown]
+# ## Near-twins
+#
+# The same picture saved twice, a little sharper or darker, has other bytes and nearly the same
+# pixels. All pairs are compared at 16 x 16 pixels as one product of matrices, block by block; what
+# looks alike there is compared again at full size.
+
+
+# %%
+def _area_weights(size: int, reduced: int) -> np.ndarray:
+    """Matrix (reduced, size) that averages neighboring pixels by area."""
+    edges = np.linspace(0, size, reduced + 1)
+    low, high = edges[:-1, None], edges[1:, None]
+    pixel = np.arange(size)[None]
+    overlap = np.minimum(high, pixel + 1) - np.maximum(low, pixel)
+    return (np.clip(overlap, 0, None) / (high - low)).astype(np.float32)
+
+
+def _unit(images: np.ndarray, side: int | None) -> np.ndarray:
+    """Grey images (n, H, W, C) as float32 rows of mean 0 and length 1 (0 for blank images)."""
+    grey = images.mean(axis=-1, dtype=np.float32)
+    if side is not None:
+        rows, columns = (_area_weights(size, min(side, size)) for size in grey.shape[1:])
+        grey = rows @ grey @ columns.T
+    flat = grey.reshape(len(grey), -1)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    return flat / np.where(length > 1e-3, length, np.inf)
+
+
+def near_twins(
+    sets: Iterable[FaceSet], threshold: float = 0.99, side: int = 16, block: int = 2048
+) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of faces whose pixels correlate, exact twins among them.
+
+    Args:
+        sets: faces, all of one stored size; counted on from one set to the next.
+        threshold: smallest Pearson correlation of the grey pixels that counts, 0..1.
+        side: height and width of the first, rough comparison in pixels. Pairs that fall short
+            by more than 0.02 there are not looked at again.
+        block: faces compared at once; bounds memory to `block` squared.
+
+    Returns:
+        pairs, int64 (P, 2), the smaller position first; correlations, float32 (P,).
+    """
+    sets = list(sets)
+    starts = np.cumsum([0, *(len(faces) for faces in sets)])
+    rough = np.concatenate(
+        [
+            _unit(faces.images(slice(start, start + block)), side)
+            for faces in sets
+            for start in range(0, len(faces), block)
+        ]
+    )
+    pairs, values = [], []
+    for i in range(0, len(rough), block):
+        for j in range(i, len(rough), block):
+            alike = rough[i : i + block] @ rough[j : j + block].T >= threshold - 0.02
+            if i == j:
+                alike = np.triu(alike, 1)
+            found = np.argwhere(alike) + np.array([i, j])
+            for start in range(0, len(found), block):
+                pair = found[start : start + block]
+                value = _correlation(sets, starts, pair)
+                pairs.append(pair[value >= threshold])
+                values.append(value[value >= threshold])
+    empty = np.empty((0, 2), np.int64)
+    return np.concatenate([empty, *pairs]), np.concatenate([np.empty(0, np.float32), *values])
+
+
+def _correlation(sets: list[FaceSet], starts: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    full = []
+    for column in pairs.T:
+        owner = np.searchsorted(starts, column, side="right") - 1
+        images = np.empty((len(column), *sets[0].pixels.shape[1:]), np.uint8)
+        for k in np.unique(owner):
+            images[owner == k] = sets[k].images(column[owner == k] - starts[k])
+        full.append(_unit(images, None))
+    return np.einsum("ij,ij->i", *full)
+
+
+# %% [markdown]
+# ## Clues beside the face
+#
+# If portraits from one source are mostly happy, a net can learn the source. Cramér's V measures
+# how much a clue says about the class: 0 nothing, 1 everything.
+
+
+# %%
+def file_family(file: str) -> str:
+    """The part of a file name that says where it comes from: its letters before the number."""
+    name = file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return re.split(r"[\d\W_]", name, maxsplit=1)[0].lower() or "(number)"
+
+
+def class_clues(table: pd.DataFrame, split: str = "train") -> pd.DataFrame:
+    """How much file name, suffix, and mode and size say about the class in one split.
+
+    Args:
+        table: from `face_table`.
+        split: which split to look at.
+
+    Returns:
+        One row per clue with more than one value: `clue`, `cramers_v` (0..1), `values` (how
+        often each occurs) and `example` (the value most lopsided towards a class).
+    """
+    faces = table[table["split"] == split]
+    clues = {
+        "file name family": faces["file"].map(file_family),
+        "file suffix": faces["file"].str.rsplit(".", n=1).str[-1].str.lower(),
+        "mode and size": faces["native"],
+    }
+    rows = []
+    for clue, values in clues.items():
+        counts = pd.crosstab(values, faces["emotion"])
+        # A handful of odd files is a remark, not a clue that a net could learn.
+        counts = counts[counts.sum(axis=1) >= max(20, len(faces) // 1000)]
+        if min(counts.shape) < 2:
+            continue
+        share = counts / counts.sum()
+        value, emotion = (share - share.mean(axis=1).to_numpy()[:, None]).stack().idxmax()
+        rows.append(
+            {
+                "clue": clue,
+                "cramers_v": float(association(counts.to_numpy(), method="cramer")),
+                "values": ", ".join(f"{k} {n:,}" for k, n in counts.sum(axis=1).items()),
+                "example": f"{value} is {share.loc[value, emotion]:.0%} of {emotion}, "
+                f"{share.loc[value].min():.0%} of {share.loc[value].idxmin()}",
+            }
+        )
+    return pd.DataFrame(rows, columns=["clue", "cramers_v", "values", "example"])
+
+
+# %% [markdown]
+# ## The report
+
+# %%
+STRONG_CLUE = 0.2  # Cramér's V from which a clue deserves a look
+
+
+@dataclass(frozen=True, eq=False)
+class DataReport:
+    """What a check found.
+
+    Attributes:
+        findings: one row per check: `check`, `found`, `expected`, `advice` ("" when all is well).
+        counts: images per class (rows) and split (columns).
+        twins: every face that shares its pixels with another: `group`, `split`, `emotion`,
+            `file`, `pixel_hash`, `conflict` (its group carries two labels).
+        blanks: every face that shows nothing: `split`, `emotion`, `file`, `pixel_hash`.
+        near: pairs that correlate and are not exact twins: `correlation`, then `split`,
+            `emotion`, `file` of both with suffixes `_a` and `_b`.
+        clues: from `class_clues`, for train.
+    """
+
+    findings: pd.DataFrame
+    counts: pd.DataFrame
+    twins: pd.DataFrame
+    blanks: pd.DataFrame
+    near: pd.DataFrame
+    clues: pd.DataFrame
+
+    def __str__(self) -> str:
+        """The findings as aligned plain text."""
+        width = self.findings["check"].str.len().max()
+        lines = []
+        for row in self.findings.itertuples():
+            expected = f" (expected {row.expected})" if row.expected else ""
+            advice = f" -> {row.advice}" if row.advice else ""
+            lines.append(f"{row.check:{width}s}  {row.found}{expected}{advice}")
+        return "\n".join(lines)
+
+
+def find_twins(table: pd.DataFrame) -> pd.DataFrame:
+    """The faces of `face_table` whose pixels occur more than once, group by group."""
+    twins = table[table.duplicated("pixel_hash", keep=False)].copy()
+    twins["conflict"] = twins.groupby("pixel_hash")["emotion"].transform("nunique") > 1
+    first = twins.groupby("pixel_hash")["file"].transform("min")
+    twins = twins.assign(first=first).sort_values(["first", "file"], ignore_index=True)
+    twins.insert(0, "group", pd.factorize(twins["pixel_hash"])[0] + 1)
+    return twins.drop(columns="first")
+
+
+def find_blanks(splits: Splits, table: pd.DataFrame) -> pd.DataFrame:
+    """The faces of `face_table` that show nothing, as `is_blank` has it."""
+    blank = np.zeros(len(table), bool)
+    for part, faces in enumerate(parts(splits)):
+        inside = (table["part"] == part).to_numpy()
+        positions = table.loc[inside, "position"].to_numpy()
+        blank[inside] = is_blank(faces)[positions]
+    return table[blank].reset_index(drop=True)
+
+
+def is_blank(faces: FaceSet, spread: int = 8, chunk: int = 4096) -> np.ndarray:
+    """Which faces show nothing: their brightest pixel is at most `spread` above their darkest.
+
+    A little spread is allowed because JPEG may have added it. Returns bool (N,).
+    """
+    blank = np.zeros(len(faces), bool)
+    for start in range(0, len(faces), chunk):
+        images = faces.images(slice(start, start + chunk))
+        low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+        blank[start : start + chunk] = (high - low <= spread).all(axis=1)
+    return blank
+
+
+def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
+    """Look at every picture of a dataset.
+
+    Args:
+        splits: what `load_affectnet`, `load_fer2013` or `load_faces` returned.
+        near: correlation (0..1) from which two pictures are near-twins; None does not search.
+    """
+    table = face_table(splits)
+    twins, blanks = find_twins(table), find_blanks(splits, table)
+    counts = pd.crosstab(table["emotion"], table["split"])
+    order = [name for name in dict.fromkeys(table["split"])]
+    counts = counts.reindex(splits.train.class_names)[order]
+    pairs = _near_table(splits, table, near)
+    clues = class_clues(table)
+    rows = [
+        *_count_findings(splits, counts),
+        _finding("modes and sizes", _tally(table["native"])),
+        _finding("unreadable files", f"{len(splits.bad_files):,}", "0", "listed in the notes"),
+        _finding("blank pictures", _by_split(blanks, order), "0", "DROP_BLANKS"),
+        *_twin_findings(table, twins, order),
+        *_near_findings(pairs, near),
+        _name_finding(table),
+        *_clue_findings(clues),
+    ]
+    columns = ["check", "found", "expected", "advice"]
+    report = pd.DataFrame(rows, columns=columns)
+    keep = ["split", "emotion", "file", "pixel_hash"]
+    return DataReport(
+        findings=report,
+        counts=counts,
+        twins=twins[["group", *keep, "conflict"]],
+        blanks=blanks[keep],
+        near=pairs,
+        clues=clues,
+    )
+
+
+def _finding(check: str, found: str, expected: str = "", advice: str = "") -> tuple:
+    """One row; advice only where the finding is not what was expected."""
+    return check, found, expected, "" if found == expected else advice
+
+
+def _tally(values: pd.Series) -> str:
+    counts = values.value_counts()
+    shown = [f"{value or 'unknown'} ({count:,})" for value, count in counts.head(3).items()]
+    return ", ".join(shown) + (f", and {len(counts) - 3} more" if len(counts) > 3 else "")
+
+
+def _by_split(faces: pd.DataFrame, order: list[str]) -> str:
+    """A count with its splits, "12 (train 11, PublicTest 1)"."""
+    if faces.empty:
+        return "0"
+    found = faces["split"].value_counts()
+    inside = ", ".join(f"{name} {found[name]:,}" for name in order if name in found)
+    return f"{len(faces):,} ({inside})"
+
+
+def _count_findings(splits: Splits, counts: pd.DataFrame) -> list[tuple]:
+    official = splits.train.dataset == "FER2013" and splits.train.origin == "real"
+    rows = []
+    for split, column in counts.items():
+        found, expected, advice = f"{column.sum():,}", "", ""
+        if official and split in OFFICIAL_FER2013:
+            wanted = OFFICIAL_FER2013[split]
+            expected = f"{wanted.sum():,}"
+            wrong = column[column != wanted]
+            if len(wrong):
+                off = ", ".join(f"{name} {n:,} not {wanted[name]:,}" for name, n in wrong.items())
+                advice = f"not the official counts: {off}"
+        rows.append((f"images in {split}", found, expected, advice))
+    return rows
+
+
+def _twin_findings(table: pd.DataFrame, twins: pd.DataFrame, order: list[str]) -> list[tuple]:
+    groups = twins.groupby("group")
+    across = groups["split"].nunique() > 1
+    conflicts = groups["conflict"].first()
+    surplus = len(twins) - groups.ngroups
+    inside = f"{groups.ngroups:,} groups, {len(twins):,} images, {surplus:,} surplus"
+    rows = [
+        _finding("exact twins", inside if len(twins) else "0", "0"),
+        _finding("twin groups across splits", f"{across.sum():,}", "0", "DROP_TEST_TWINS"),
+        _finding("twin groups, labels disagree", f"{conflicts.sum():,}", "0", "DROP_CONFLICTS"),
+    ]
+    train = set(table.loc[table["split"] == "train", "pixel_hash"])
+    for split in order:
+        if split != "train":
+            hashes = table.loc[table["split"] == split, "pixel_hash"]
+            leaks = int(hashes.isin(train).sum())
+            found = f"{leaks:,} ({leaks / len(hashes):.2%})" if leaks else "0"
+            advice = "DROP_TEST_TWINS, or read the leak-free score"
+            rows.append(_finding(f"{split} images with a twin in train", found, "0", advice))
+    return rows
+
+
+def _near_table(splits: Splits, table: pd.DataFrame, near: float | None) -> pd.DataFrame:
+    keep = ["split", "emotion", "file"]
+    columns = ["correlation", *(f"{name}_{side}" for side in "ab" for name in keep)]
+    sets = parts(splits)
+    if near is None or len({faces.pixels.shape[1:] for faces in sets}) > 1:
+        return pd.DataFrame(columns=columns)
+    sets = [sets[k].take(rows["position"].to_numpy()) for k, rows in table.groupby("part")]
+    pairs, values = near_twins(sets, near)
+    hashes = table["pixel_hash"].to_numpy()
+    other = hashes[pairs[:, 0]] != hashes[pairs[:, 1]]
+    pairs, values = pairs[other], values[other]
+    a, b = (table.loc[pairs[:, k], keep].reset_index(drop=True) for k in (0, 1))
+    found = pd.concat([a.add_suffix("_a"), b.add_suffix("_b")], axis=1)
+    found.insert(0, "correlation", values.round(4))
+    return found.sort_values(["correlation", "file_a"], ascending=[False, True], ignore_index=True)
+
+
+def _near_findings(pairs: pd.DataFrame, near: float | None) -> list[tuple]:
+    if near is None:
+        return []
+    across = pairs[pairs["split_a"] != pairs["split_b"]]
+    found = f"{len(pairs):,} pairs, {len(across):,} of them across splits" if len(pairs) else "0"
+    return [_finding(f"near-twins (correlation {near} and more)", found, "0")]
+
+
+def _name_finding(table: pd.DataFrame) -> tuple:
+    names = table["file"].str.rsplit("/", n=1).str[-1]
+    shared = table.assign(name=names).groupby("name")
+    splits_of, pixels_of = shared["split"].nunique(), shared["pixel_hash"].nunique()
+    twice = splits_of > 1
+    same = int((pixels_of[twice] == 1).sum())
+    found = f"{twice.sum():,} names, {same:,} of them the same picture" if twice.any() else "0"
+    return _finding("file names in two splits", found, "0", "only the same picture leaks")
+
+
+def _clue_findings(clues: pd.DataFrame) -> list[tuple]:
+    rows = []
+    for clue in clues.itertuples():
+        advice = f"a net may learn the source: {clue.example}"
+        strong = clue.cramers_v >= STRONG_CLUE
+        found = f"Cramér's V {clue.cramers_v:.2f}"
+        rows.append((f"{clue.clue} gives the class away", found, "", advice if strong else ""))
+    return rows
+
+
+# %% [markdown]
+# ## Acting on it
+#
+# Only the training set is ever cleaned. A test set that loses its hard pictures is another test.
+
+
+# %%
+def clean_train(
+    splits: Splits,
+    *,
+    drop_test_twins: bool = False,
+    drop_conflicts: bool = False,
+    drop_blanks: bool = False,
+) -> Splits:
+    """Take flawed faces out of the training set; selection and tests stay as they are.
+
+    Args:
+        splits: a dataset.
+        drop_test_twins: drop faces that also stand in a selection or test set.
+        drop_conflicts: drop faces that stand in train under two labels, all copies.
+        drop_blanks: drop faces that show nothing.
+
+    Returns:
+        The dataset with a smaller training set and a note on each action that says how many.
+
+    Raises:
+        DataError: a class would have no training face left.
+    """
+    train = splits.train
+    elsewhere = np.concatenate([faces.pixel_hashes for faces in parts(splits)[1:]])
+    masks = {}
+    if drop_test_twins:
+        words = "also stand in a selection or test set (DROP_TEST_TWINS)"
+        masks[words] = np.isin(train.pixel_hashes, elsewhere)
+    if drop_conflicts:
+        groups = pd.Series(train.labels).groupby(train.pixel_hashes)
+        words = "stand in train under two labels (DROP_CONFLICTS)"
+        masks[words] = (groups.transform("nunique") > 1).to_numpy()
+    if drop_blanks:
+        masks["show nothing (DROP_BLANKS)"] = is_blank(train)
+    drop = np.zeros(len(train), bool)
+    notes = []
+    for words, mask in masks.items():
+        notes.append(f"train: {(mask & ~drop).sum():,} images dropped that {words}")
+        drop |= mask
+    kept = train.take(~drop)
+    if not kept.counts().all():
+        empty = kept.class_names[int(np.argmin(kept.counts()))]
+        raise DataError(f"no training image of {empty} would be left: drop less")
+    return replace(splits, train=kept, notes=(*splits.notes, *notes))
+
+
+# %% [markdown]
+# ## For others
+#
+# Names and hashes of what was found, without a picture: a table that others can cite, and use.
+
+
+# %%
+def write_duplicates(report: DataReport, path: str | Path) -> Path:
+    """Write twins, conflicts and blanks as CSV: `group,kind,split,emotion,file,pixel_hash`.
+
+    `group` is empty for a blank without a twin; `kind` is twin, conflict (a twin whose group
+    carries two labels) or blank. `pixel_hash` is BLAKE2b (16 bytes, hex) over the decoded image:
+    its shape as int32 little-endian, then its pixels.
+    """
+    blank = set(report.blanks["file"])
+    table = pd.concat([report.twins, report.blanks], ignore_index=True)
+    table = table.drop_duplicates("file").copy()
+    conflict = table["conflict"].eq(True)
+    table["kind"] = np.where(conflict, "conflict", "twin")
+    table.loc[table["file"].isin(blank), "kind"] = "blank"
+    table["group"] = table["group"].astype("Int64")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = ["group", "kind", "split", "emotion", "file", "pixel_hash"]
+    table[columns].to_csv(path, index=False, lineterminator="\n")
+    return path
+
+
+def worst_offenders(
+    splits: Splits, report: DataReport, count: int = 6
+) -> tuple[list[np.ndarray], list[str], list[list[str]]]:
+    """Faces to look at: twins under two labels, twins across splits, near-twins, blanks.
+
+    Returns:
+        images, row labels and captions, as `plots.plot_samples` takes them: each row at most
+        `count` faces, uint8 (n, H, W, C).
+    """
+    twins = report.twins
+    across = twins.groupby("group")["split"].transform("nunique") > 1
+    near = report.near.head(count // 2)
+    near_files = [near[f"file_{side}"].iloc[i] for i in range(len(near)) for side in "ab"]
+    rows = {
+        "two labels": twins.loc[twins["conflict"], "file"],
+        "two splits": twins.loc[across & ~twins["conflict"], "file"],
+        "nearly the same": near_files,
+        "blank": report.blanks["file"],
+    }
+    table = face_table(splits).set_index("file")
+    sets = parts(splits)
+    images, labels, captions = [], [], []
+    for label, files in rows.items():
+        shown = table.loc[list(files)[:count]]
+        if shown.empty:
+            continue
+        faces = [sets[row.part].images([row.position])[0] for row in shown.itertuples()]
+        images.append(np.stack(faces))
+        labels.append(label)
+        captions.append([f"{row.emotion}\n{row.split}" for row in shown.itertuples()])
+    return images, labels, captions
+
+
+# %% [markdown]
+# ## Demo
+#
+# The drawn faces have a few twins, conflicting labels and a broken file on purpose.
+
+# %% tags=["active-ipynb"]
+# import tempfile
+# from pathlib import Path
+#
+# from fer_helpers.data import load_fer2013
+# from fer_helpers.data_check import check_data, clean_train, worst_offenders
+# from fer_helpers.demo_faces import write_demo_faces
+# from fer_helpers.plots import plot_samples
+#
+# folder = write_demo_faces(Path(tempfile.mkdtemp()) / "drawn", per_class=25)
+# splits = load_fer2013(
+#     folder / "fer2013/train",
+#     folder / "fer2013/test",
+#     cache_dir=folder / "cache",
+#     max_bad_share=0.02,
+#     progress=False,
+# )
+# report = check_data(splits)
+# print(report)
+
+# %% [markdown]
+# The faces behind these numbers.
+
+# %% tags=["active-ipynb"]
+# images, labels, captions = worst_offenders(splits, report)
+# plot_samples(images, labels, captions=captions, title="Worst offenders", note="drawn faces")
+
+# %% [markdown]
+# What a parameter file can ask for.
+
+# %% tags=["active-ipynb"]
+# cleaned = clean_train(splits, drop_test_twins=True, drop_conflicts=True)
+# print(*cleaned.notes[len(splits.notes) :], sep="\n")
+# print(f"{len(splits.train)} training faces before, {len(cleaned.train)} after")

@@ -1,0 +1,198 @@
+"""What a phase continues from after it was stopped or killed, and what must agree for that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fer_helpers import checkpoints
+from fer_helpers.data import FaceSet
+from fer_helpers.files import remove_partials
+from fer_helpers.models import EmotionNet
+from fer_helpers.recipes import Parts, Phase, TrainingError
+
+STATE, BEST = "last.pt", "best.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a phase has come.
+
+    `epoch` counts the epochs that ended, `step` the steps of the one that runs. `loss`, `hits`,
+    `seen` and `seconds` are sums over that epoch so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    hits: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float = -1.0
+    ended: bool = False
+
+
+def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
+    """Exactly what decides about the result, as JSON types: must agree for a phase to continue.
+
+    Paths, time budgets and the device are not part of it.
+    """
+
+    def data(faces: FaceSet | None) -> str | None:
+        if faces is None:
+            return None
+        listing = "\n".join(faces.files.tolist()).encode() + faces.labels.tobytes()
+        return f"{faces.content_hash[:16]} {hashlib.sha256(listing).hexdigest()[:16]}"
+
+    recipe = {name: value for name, value in asdict(phase.recipe).items() if name != "detail_every"}
+    parts = {
+        "training data": data(phase.train),
+        "selection data": data(phase.selection),
+        "classes": phase.train.class_names,
+        "architecture": model.architecture,
+        "starting weights": checkpoints.weights_hash(model)[:16],
+        "preprocessing": phase.preprocess.to_dict(),
+        "augmentation": asdict(phase.augment),
+        "seed": phase.seed,
+        "precision": phase.precision,
+        "recipe": recipe,
+    }
+    return json.loads(json.dumps(parts))  # lists for tuples, as it is read back
+
+
+class Keeper:
+    """Writes and reads the two files of a phase: its whole state, and the weights worth keeping."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        phase: Phase,
+        model: EmotionNet,
+        *,
+        commit: str,
+        extra: Mapping[str, Any] | None,
+        log: Callable[[str], None],
+    ) -> None:
+        """Note what must agree, before anything moves.
+
+        Args:
+            folder: gets `last.pt` and `best.safetensors`.
+            phase: what is trained.
+            model: as it is before the first step.
+            commit: of the code.
+            extra: facts to store in the model file.
+            log: gets warnings.
+        """
+        self.folder, self.phase, self.log = Path(folder), phase, log
+        self.identity, self.commit, self.extra = identity(phase, model), commit, dict(extra or {})
+        self.state_file = self.folder / STATE
+        self.best: dict[str, Tensor] | None = None  # of the best epoch, on the CPU
+        self.tried = time.monotonic()
+
+    def restore(self, parts: Parts) -> Progress:
+        """Put every moving part back to where the state file says; start one if there is none.
+
+        Returns:
+            how far the phase has come.
+
+        Raises:
+            checkpoints.CheckpointError: the state is damaged or belongs to another training, or
+                the folder cannot be written.
+        """
+        remove_partials(self.folder)
+        if not self.state_file.exists():
+            progress = Progress()
+            self.save(parts, progress, must=True)  # now there is something to continue from
+            return progress
+        state = checkpoints.load_state(self.state_file)
+        try:
+            checkpoints.compare_identity(
+                self.identity, json.loads(state["identity"]), self.state_file
+            )
+            if state["commit"] != self.commit:
+                self.log(
+                    f"Warning: {self.state_file} was written by commit {state['commit']}, "
+                    f"this is {self.commit}."
+                )
+            parts.model.load_state_dict(state["model"])
+            if parts.average is not None:
+                parts.average.load_state_dict(state["average"])
+            parts.optimizer.load_state_dict(state["optimizer"])
+            parts.schedule.load_state_dict(state["schedule"])
+            parts.scaler.load_state_dict(state["scaler"])
+            checkpoints.restore_random_state(state["random"], {"augment": parts.generator})
+            self.best = state["best"]
+            return Progress(**state["progress"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoints.CheckpointError(
+                f"{self.state_file} is incomplete ({error!r}): delete it to start this phase "
+                "again, or set RESUME to 'never'."
+            ) from None
+
+    def keep(self, parts: Parts) -> None:
+        """Note the present weights as the best ones."""
+        self.best = {k: v.detach().cpu().clone() for k, v in parts.kept().state_dict().items()}
+
+    def save(self, parts: Parts, progress: Progress, *, must: bool) -> None:
+        """Write both files.
+
+        Args:
+            parts: what moves.
+            progress: how far it has come.
+            must: raise where it cannot be written; otherwise a full disk in the middle of a run is
+                a warning, and the run goes on.
+
+        Raises:
+            checkpoints.CheckpointError: `must`, and it could not be written.
+            TrainingError: the weights are not finite; the last good state stays.
+        """
+        weights = [v for v in parts.model.state_dict().values() if v.is_floating_point()]
+        if not all(bool(torch.isfinite(values).all()) for values in weights):
+            raise TrainingError(
+                f"The weights were not finite after step {progress.step} of epoch "
+                f"{progress.epoch + 1}: lower the learning rate or set CLIP_NORM to 1.0; the last "
+                "good state is kept."
+            )
+        self.tried = time.monotonic()
+        try:
+            checkpoints.save_model(
+                self.folder / BEST,
+                parts.model,
+                self.phase.train.class_names,
+                self.phase.preprocess,
+                state=self.best or parts.kept().state_dict(),
+                extra={**self.extra, "epoch": progress.best_epoch},
+            )
+            checkpoints.save_state(self.state_file, self._state(parts, progress))
+        except checkpoints.CheckpointError as error:
+            if must:
+                raise
+            self.log(f"Warning: {error}")
+
+    def _state(self, parts: Parts, progress: Progress) -> dict[str, Any]:
+        return {
+            "identity": json.dumps(self.identity),
+            "commit": self.commit,
+            "progress": asdict(progress),
+            "model": parts.model.state_dict(),
+            "average": None if parts.average is None else parts.average.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "schedule": parts.schedule.state_dict(),
+            "scaler": parts.scaler.state_dict(),
+            "random": checkpoints.random_state({"augment": parts.generator}),
+            "best": self.best,
+        }
+
+    def age(self) -> float:
+        """Seconds since something was last written, or tried to."""
+        return time.monotonic() - self.tried

@@ -1,0 +1,465 @@
+"""Faces: fetching with limits, finding a detector, finding faces, cutting them out."""
+
+import contextlib
+import hashlib
+import http.server
+import math
+import os
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageOps
+
+from fer_helpers import faces, sources
+from fer_helpers.demo_faces import draw_face
+from fer_helpers.faces import (
+    AFFECTNET_MARGIN,
+    DetectorError,
+    Face,
+    crop_face,
+    find_faces,
+    find_model,
+    load_detector,
+)
+from fer_helpers.sources import FetchError, fetch
+
+SHARED = Path(os.environ.get("FER_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
+YUNET = SHARED / "models" / faces.MODEL_NAME
+
+
+@pytest.fixture
+def server():
+    """A loopback server; `server.answers[path] = (status, headers, body or function)`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.requests.append(self.path)
+            status, headers, body = server.answers.get(self.path, (404, {}, b"nothing here"))
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            for start in range(0, len(body), 1000):
+                self.wfile.write(body[start : start + 1000])
+                self.wfile.flush()
+                if server.pause:
+                    time.sleep(server.pause)
+
+        def log_message(self, *args):
+            pass
+
+        def handle(self):
+            with contextlib.suppress(ConnectionError):  # the client hung up, as it should
+                super().handle()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.answers, server.requests, server.pause = {}, [], 0.0
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """No detector file anywhere, and nothing remembered of earlier attempts."""
+    monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(faces, "_kaggle_inputs", list)
+    faces._fetch_model.cache_clear()
+    yield tmp_path / "cache"
+    faces._fetch_model.cache_clear()
+
+
+@pytest.fixture
+def wanted(monkeypatch, server):
+    """The server has the file that is asked for; returns its bytes."""
+    content = bytes(range(256)) * 40
+    monkeypatch.setattr(faces, "MODEL_URL", f"{server.url}/model.onnx")
+    monkeypatch.setattr(faces, "MODEL_SHA256", hashlib.sha256(content).hexdigest())
+    server.answers["/model.onnx"] = (200, {}, content)
+    return content
+
+
+# Fetching
+
+
+def test_fetch_gives_the_body_and_follows_http_redirects(server):
+    server.answers["/a"] = (302, {"Location": "/b"}, b"")
+    server.answers["/b"] = (200, {}, b"hello")
+    assert fetch(f"{server.url}/a", max_bytes=10) == b"hello"
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "photo.jpg", ""])
+def test_fetch_refuses_other_schemes(url):
+    with pytest.raises(FetchError, match="not an http"):
+        fetch(url, max_bytes=10)
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x"])
+def test_fetch_refuses_redirects_to_other_schemes(server, target):
+    server.answers["/a"] = (302, {"Location": target}, b"")
+    with pytest.raises(FetchError, match="could not be fetched"):
+        fetch(f"{server.url}/a", max_bytes=1000)
+
+
+@pytest.mark.parametrize("announced", [{}, {"Content-Length": "50"}])
+def test_fetch_stops_at_the_size_limit(server, announced):
+    server.answers["/a"] = (200, announced, b"x" * 5000)
+    if announced:  # the client reads what was announced and no more
+        assert len(fetch(f"{server.url}/a", max_bytes=100)) == 50
+    else:
+        with pytest.raises(FetchError, match="larger than the limit of 100 bytes"):
+            fetch(f"{server.url}/a", max_bytes=100)
+
+
+def test_fetch_stops_a_server_that_drips(server):
+    server.answers["/a"] = (200, {}, b"x" * 100_000)
+    server.pause = 0.05  # 5 seconds in all, each piece well within a socket's patience
+    started = time.monotonic()
+    with pytest.raises(FetchError, match=r"within 0\.3 seconds"):
+        fetch(f"{server.url}/a", max_bytes=10**6, seconds=0.3)
+    assert time.monotonic() - started < 3
+
+
+def test_fetch_reports_errors_and_broken_off_bodies(server):
+    with pytest.raises(FetchError, match="status 404"):
+        fetch(f"{server.url}/missing", max_bytes=1000)
+    server.answers["/short"] = (200, {"Content-Length": "5000"}, b"x" * 100)
+    with pytest.raises(FetchError):
+        fetch(f"{server.url}/short", max_bytes=10_000, seconds=5)
+
+
+def test_fetch_reports_no_connection():
+    with pytest.raises(FetchError, match="could not be fetched"):
+        fetch("http://127.0.0.1:1/x", max_bytes=1000, seconds=5)
+
+
+# The detector's file
+
+
+def test_the_file_is_fetched_once_and_kept(server, wanted, nowhere):
+    assert find_model(cache_dir=nowhere) == wanted
+    assert [file.name for file in nowhere.iterdir()] == [faces.MODEL_NAME]
+    faces._fetch_model.cache_clear()
+    assert find_model(cache_dir=nowhere) == wanted
+    assert server.requests == ["/model.onnx"]
+
+
+def test_a_damaged_cache_is_fetched_again(server, wanted, nowhere):
+    nowhere.mkdir()
+    (nowhere / faces.MODEL_NAME).write_bytes(wanted[:100])
+    assert find_model(cache_dir=nowhere) == wanted
+    assert (nowhere / faces.MODEL_NAME).read_bytes() == wanted
+
+
+def test_the_wrong_file_is_refused_and_not_kept(server, wanted, nowhere):
+    server.answers["/model.onnx"] = (200, {}, b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DetectorError, match="SHA-256"):
+        find_model(cache_dir=nowhere)
+    assert not nowhere.exists()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, {}, b"sorry"),
+        (200, {"Content-Length": "10240"}, b"x" * 500),
+        (200, {}, b"x" * 1_100_000),
+    ],
+    ids=["server error", "truncated", "too large"],
+)
+def test_a_failed_download_is_one_sentence_and_asked_for_once(server, wanted, nowhere, answer):
+    server.answers["/model.onnx"] = answer
+    for _ in range(2):
+        with pytest.raises(DetectorError, match="could not be fetched"):
+            find_model(cache_dir=nowhere)
+    assert server.requests == ["/model.onnx"]
+    assert not nowhere.exists()
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(wanted, nowhere):
+    nowhere.write_text("a file stands where the folder should be")
+    assert find_model(cache_dir=nowhere) == wanted
+
+
+def test_a_named_file_wins_and_must_exist(server, wanted, nowhere, monkeypatch, tmp_path):
+    mine = tmp_path / "mein YuNet é.onnx"
+    mine.write_bytes(b"another")
+    assert find_model(mine, cache_dir=nowhere) == b"another"
+    monkeypatch.setenv(faces.MODEL_VARIABLE, str(mine))
+    assert find_model(cache_dir=nowhere) == b"another"
+    monkeypatch.setenv(faces.MODEL_VARIABLE, str(tmp_path / "gone.onnx"))
+    with pytest.raises(DetectorError, match=r"gone\.onnx.*correct the path"):
+        find_model(cache_dir=nowhere)
+    assert server.requests == []
+
+
+def test_a_kaggle_input_is_used_without_network(server, wanted, nowhere, monkeypatch, tmp_path):
+    file = tmp_path / faces.MODEL_NAME
+    file.write_bytes(wanted)
+    monkeypatch.setattr(faces, "_kaggle_inputs", lambda: [tmp_path / "no.onnx", file])
+    assert find_model(cache_dir=nowhere) == wanted
+    assert server.requests == []
+
+
+# Loading a detector
+
+
+def test_without_opencv_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(DetectorError, match=r"no detector here.*fer-helpers\[faces\]"):
+        load_detector()
+
+
+def fake_opencv(**parts):
+    cv2 = types.ModuleType("cv2")
+    cv2.__version__ = "5.0.0"
+    cv2.error = type("error", (Exception,), {})
+    vars(cv2).update(parts)
+    return cv2
+
+
+def test_opencv_5_without_the_file_is_the_plain_result(monkeypatch, nowhere):
+    monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
+    monkeypatch.setitem(sys.modules, "cv2", fake_opencv())
+    with pytest.raises(DetectorError, match="no detector here: give a crop or the model file"):
+        load_detector(cache_dir=nowhere)
+
+
+def test_opencv_4_without_the_file_uses_its_cascade_and_says_so(monkeypatch, nowhere):
+    class Cascade:
+        def __init__(self, path):
+            assert path.endswith("haarcascade_frontalface_default.xml")
+
+        def empty(self):
+            return False
+
+        def detectMultiScale(self, grey, **options):
+            assert grey.ndim == 2
+            return np.array([[100, 50, 100, 100]])
+
+    cv2 = fake_opencv(
+        CascadeClassifier=Cascade,
+        data=types.SimpleNamespace(haarcascades="there"),
+        COLOR_RGB2GRAY=7,
+        cvtColor=lambda pixels, code: pixels[..., 0],
+        equalizeHist=lambda grey: grey,
+    )
+    monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
+    monkeypatch.setitem(sys.modules, "cv2", cv2)
+    detector = load_detector(cache_dir=nowhere)
+    assert detector.kind == "cascade"
+    assert "cascade" in detector.note
+    (face,) = find_faces(Image.new("RGB", (1280, 960)), detector=detector)
+    assert face.box == pytest.approx((222, 100, 378, 300))  # at 640 pixels, then doubled
+    assert math.isnan(face.score)
+    assert face.landmarks is None
+    assert face.roll == 0
+
+
+def test_a_file_that_is_no_yunet_is_one_sentence(tmp_path):
+    pytest.importorskip("cv2", reason="needs OpenCV")
+    file = tmp_path / "not a model.onnx"
+    file.write_bytes(b"not a model")
+    with pytest.raises(DetectorError, match=r"not a model\.onnx"):
+        load_detector(file)
+
+
+# Cutting out
+
+
+def photo_with_face(angle=0.0, size=(400, 300), center=(200, 150)):
+    """Grey ground, a red left eye and a blue right one, turned by `angle` degrees."""
+    picture = Image.new("RGB", size, (120, 120, 120))
+    draw = ImageDraw.Draw(picture)
+    turn = math.radians(angle)
+
+    def place(x, y):
+        return (
+            center[0] + x * math.cos(turn) - y * math.sin(turn),
+            center[1] + x * math.sin(turn) + y * math.cos(turn),
+        )
+
+    points = [place(*p) for p in ((-20, -15), (20, -15), (0, 5), (-15, 25), (15, 25))]
+    for (x, y), color in zip(points, ("red", "blue", "white", "white", "white"), strict=True):
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
+    x, y = center
+    return picture, Face((x - 40, y - 50, x + 40, y + 50), 0.9, tuple(points))
+
+
+def dot(picture, channel):
+    """Center of the dot in which `channel` stands out, as shares of the picture's side."""
+    pixels = np.asarray(picture).astype(float)
+    others = [other for other in range(3) if other != channel]
+    weight = np.clip(pixels[..., channel] - pixels[..., others].max(axis=-1) - 60, 0, None)
+    rows, columns = np.indices(weight.shape)
+    return (
+        ((columns + 0.5) * weight).sum() / weight.sum() / weight.shape[1],
+        ((rows + 0.5) * weight).sum() / weight.sum() / weight.shape[0],
+    )
+
+
+@pytest.mark.parametrize("angle", [0, 12, -30, 75])
+@pytest.mark.parametrize("size", [None, 48, 260])
+def test_the_eyes_come_out_level_and_in_place(angle, size):
+    picture, face = photo_with_face(angle)
+    assert face.roll == pytest.approx(angle, abs=0.5)
+    crop = crop_face(picture, face, size=size)
+    assert crop.size == ((size or 100,) * 2)
+    left, right = dot(crop, 0), dot(crop, 2)
+    assert left == pytest.approx((0.3, 0.35), abs=0.012)
+    assert right == pytest.approx((0.7, 0.35), abs=0.012)
+
+
+def test_an_upright_crop_at_its_own_scale_is_the_photo_itself():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    crop = crop_face(pixels, Face((30, 20, 70, 60), 0.9))
+    np.testing.assert_array_equal(np.asarray(crop), pixels[20:60, 30:70])
+
+
+def test_the_margin_is_a_share_of_the_longer_side():
+    picture, face = photo_with_face()
+    assert crop_face(picture, face, 0.0).size == (100, 100)
+    assert crop_face(picture, face, AFFECTNET_MARGIN).size == (124, 124)
+    wide = crop_face(picture, face, 0.5)
+    assert wide.size == (200, 200)
+    assert dot(wide, 0) == pytest.approx((0.4, 0.425), abs=0.01)
+
+
+@pytest.mark.parametrize("center", [(0, 0), (400, 300), (5, 295), (-300, 700)])
+def test_beyond_the_edge_the_last_pixels_go_on(center):
+    picture, face = photo_with_face(10, center=center)
+    crop = np.asarray(crop_face(picture, face, 0.4))
+    assert crop.shape == (180, 180, 3)
+    assert crop.max(axis=-1).min() > 60  # no black bars
+
+
+def test_grey_stays_grey_and_other_modes_become_rgb():
+    picture, face = photo_with_face()
+    assert crop_face(picture.convert("L"), face).mode == "L"
+    assert crop_face(picture.convert("RGBA"), face).mode == "RGB"
+    assert crop_face(np.asarray(picture.convert("L")), face).mode == "L"
+
+
+def test_a_huge_face_is_averaged_not_sampled():
+    # A checkerboard of single pixels is grey when it is averaged, black or white when sampled.
+    checks = np.tile(np.array([[0, 255], [255, 0]], np.uint8), (800, 800))
+    crop = crop_face(checks, Face((-100, 200, 1500, 1500), 0.9), size=48)
+    assert np.abs(np.asarray(crop).astype(int) - 127).max() <= 12
+    assert crop_face(checks, Face((0, 0, 1600, 1600), 0.9)).size == (512, 512)
+
+
+def test_a_huge_face_stands_where_a_small_one_does():
+    picture, face = photo_with_face(20)
+    large = picture.resize((4000, 3000), Image.Resampling.BICUBIC)
+    crop = crop_face(large, faces._moved(face, 0, 0, 10), size=48)
+    assert dot(crop, 0) == pytest.approx((0.3, 0.35), abs=0.015)
+    assert dot(crop, 2) == pytest.approx((0.7, 0.35), abs=0.015)
+
+
+def test_a_profile_is_not_turned():
+    points = ((50.0, 40.0), (53.0, 46.0), (60.0, 60.0), (55.0, 80.0), (55.0, 82.0))
+    assert Face((20, 10, 90, 110), 0.8, points).roll == 0
+
+
+def test_each_face_is_kept_once_and_the_largest_comes_first():
+    small = Face((0, 0, 10, 10), 0.95)
+    large, again = Face((50, 50, 90, 100), 0.8), Face((52, 51, 91, 99), 0.9)
+    assert faces._distinct([small, large, again]) == [again, small]
+
+
+# With the real detector
+
+
+@pytest.fixture(scope="module")
+def detector():
+    pytest.importorskip("cv2", reason="needs OpenCV")
+    given = os.environ.get(faces.MODEL_VARIABLE)
+    path = Path(given) if given else YUNET
+    if not path.exists():
+        pytest.skip(f"needs YuNet's file: set {faces.MODEL_VARIABLE} or provide {YUNET}")
+    return load_detector(path)
+
+
+def photo(name):
+    path = SHARED / "photos" / name
+    if not path.exists():
+        pytest.skip(f"needs the shared photos in {SHARED / 'photos'}")
+    return ImageOps.exif_transpose(Image.open(path))
+
+
+def group(roll=8):
+    """Three drawn people on one picture."""
+    sheet = Image.new("RGB", (900, 600), (200, 205, 210))
+    for i, side in enumerate((260, 200, 140)):
+        face = draw_face("Happy", 20 + i, size=side).rotate(roll * i)
+        sheet.paste(face, (30 + 290 * i, 60))
+    return sheet
+
+
+def test_drawn_people_are_found_and_cut_out_upright(detector):
+    sheet = group()
+    found = find_faces(sheet, detector=detector)
+    assert len(found) == 3
+    assert [face.width for face in found] == sorted((f.width for f in found), reverse=True)
+    assert all(face.score > 0.7 and len(face.landmarks) == 5 for face in found)
+    # Found again in their own crops, with the box and the eyes where they belong.
+    for face in found:
+        crop = crop_face(sheet, face, 0.5, size=300)
+        (again,) = find_faces(crop, detector=detector)
+        assert abs(again.roll) < 6
+        assert again.height == pytest.approx(150, rel=0.1)
+        assert (again.box[1] + again.box[3]) / 2 == pytest.approx(150, abs=12)
+
+
+@pytest.mark.parametrize("side", [1500, 640, 200, 113])
+def test_a_face_is_found_at_any_size(detector, side):
+    picture = draw_face("Surprise", 3, size=300).resize((side, side), Image.Resampling.BICUBIC)
+    (face,) = find_faces(picture, detector=detector)
+    (reference,) = find_faces(draw_face("Surprise", 3, size=300), detector=detector)
+    assert np.array(face.box) == pytest.approx(
+        np.array(reference.box) * side / 300, abs=0.06 * side
+    )
+
+
+def test_arrays_grey_and_odd_shapes_work(detector):
+    picture = draw_face("Neutral", 5, size=300)
+    assert len(find_faces(np.asarray(picture), detector=detector)) == 1
+    assert len(find_faces(picture.convert("L"), detector=detector)) == 1
+    assert len(find_faces(np.asarray(picture.convert("L")), detector=detector)) == 1
+    for size in ((1, 1), (5000, 1), (1, 3000), (7, 113)):
+        assert find_faces(Image.new("RGB", size, "gray"), detector=detector) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("astronaut.png", 1, 1),
+        ("obama2.jpg", 1, 1),
+        ("obama_partial_face.jpg", 1, 1),
+        ("portrait.jpg", 1, 1),
+        ("portrait-gray.jpg", 1, 1),
+        ("obama_and_biden.jpg", 2, 3),
+        ("solvay1927.jpg", 25, 29),
+        ("coffee.png", 0, 0),
+        ("no_face.jpg", 0, 0),
+        *((f"stock-emotions-a-{i}.jpg", 1, 1) for i in (1, 5, 8)),
+    ],
+)
+def test_photos(detector, name, least, most):
+    assert least <= len(find_faces(photo(name), detector=detector)) <= most
+
+
+def test_import_needs_neither_opencv_nor_network():
+    # Everything optional is imported inside functions.
+    assert "cv2" not in vars(faces)
+    assert "requests" not in vars(sources)

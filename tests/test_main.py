@@ -1,0 +1,139 @@
+"""The command line: `python -m fer_helpers`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from fer_helpers.__main__ import main
+from fer_helpers.checkpoints import save_model
+from fer_helpers.demo_faces import draw_face
+from fer_helpers.models import build_model
+from fer_helpers.preprocess import Preprocess
+
+NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    net = build_model(7, backbone="resnet18", stem="small1", width=8, head_hidden=0)
+    path = tmp_path_factory.mktemp("models") / "mein Modell é.safetensors"
+    save_model(path, net.eval(), NAMES, Preprocess(size=32, grey=True), extra={"origin": "drawn"})
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "Fotos é ü"
+    root.mkdir()
+    for i in range(3):
+        draw_face("Happy", i, size=48).save(root / f"Gesicht {i}.png")
+    return root
+
+
+def test_faces_become_lines_a_table_and_pictures(folder, checkpoint, capsys):
+    code = main(
+        [
+            str(folder),
+            "--model",
+            checkpoint,
+            "--csv",
+            "neu/out é.csv",
+            "--annotate",
+            "ann",
+            "--views",
+            "2",
+        ]
+    )
+    assert code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all("assumed already cropped" in line and "%" in line for line in lines)
+    table = pd.read_csv("neu/out é.csv")
+    assert [Path(name).name for name in table.file] == [f"Gesicht {i}.png" for i in range(3)]
+    assert table[list(NAMES)].sum(axis=1).tolist() == pytest.approx([1] * 3, abs=1e-4)
+    assert sorted(path.name for path in Path("ann").iterdir()) == [
+        f"Gesicht {i}.jpg" for i in range(3)
+    ]
+    again = Path("neu/out é.csv").read_bytes()
+    assert main([str(folder), "--model", checkpoint, "--csv", "2.csv", "--views", "2"]) == 0
+    assert Path("2.csv").read_bytes() == again
+
+
+def test_unreadable_pictures_are_named_and_counted(folder, checkpoint, capsys):
+    (folder / "kaputt.jpg").write_bytes(b"\xff\xd8\xff")
+    code = main([str(folder), "gone.png", "--model", checkpoint, "--csv", "out.csv"])
+    assert code == 1
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 3
+    assert "kaputt.jpg" in output.err
+    assert "gone.png" in output.err
+    assert "2 of the inputs could not be read" in output.err
+    assert pd.read_csv("out.csv").error.sum() == 2
+
+
+def test_a_photo_without_a_detector_is_said_not_guessed(folder, checkpoint, capsys, monkeypatch):
+    from fer_helpers import prediction
+
+    prediction._default_detector.cache_clear()
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    Image.new("RGB", (640, 480)).save("photo.png")
+    assert main(["photo.png", "--model", checkpoint]) == 0
+    assert "no detector here" in capsys.readouterr().out
+    assert main(["photo.png", "--model", checkpoint, "--crop", "none"]) == 0
+    assert "%" in capsys.readouterr().out
+    prediction._default_detector.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model", "gone.safetensors"], "gone.safetensors"),
+        (["--model", "gone.onnx"], "gone.onnx"),
+        ([], "No trained model"),
+        (["--min-confidence", "60"], "60 percent is 0.6"),
+        (["--views", "0"], "views is 0"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_code_2(
+    folder, checkpoint, capsys, monkeypatch, more, message
+):
+    monkeypatch.setattr("fer_helpers.checkpoints.SHIPPED", folder)
+    needs_model = ["--model", checkpoint] if more and "--model" not in more else []
+    assert main([str(folder), *needs_model, *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_an_output_that_cannot_be_written_is_said_first(folder, checkpoint, capsys):
+    Path("taken").write_text("a file")
+    assert main([str(folder), "--model", checkpoint, "--csv", "taken/out.csv"]) == 2
+    assert "taken" in capsys.readouterr().err
+
+
+def test_wrong_arguments_exit_with_2(capsys):
+    for arguments in ([], ["a.jpg", "--crop", "some"], ["a.jpg", "--what"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    assert "usage: python -m fer_helpers" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, runpy; sys.argv = ['fer_helpers', '--help']\n"
+    code += "try:\n    runpy.run_module('fer_helpers', run_name='__main__')\n"
+    code += "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "0 False"
+    assert "--min-confidence" in done.stdout

@@ -1,0 +1,283 @@
+"""Figures: they exist, leave nothing open, survive odd names, and show what they should."""
+
+import base64
+import io
+import re
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fer_helpers import plots
+from fer_helpers.confusions import chi_square
+from fer_helpers.evaluation import (
+    abstain_threshold,
+    class_scores,
+    precision_recall,
+    reliability,
+    risk_coverage,
+    softmax,
+)
+
+matplotlib.use("Agg")
+
+NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+ODD = (
+    "$x$",
+    "_hidden",
+    "<b>&",
+    "two\nlines",
+    "a name that is far too long for a tick",
+    "$",
+    "\\frac",
+)
+CONFUSION = np.array(
+    [
+        [597, 29, 88, 31, 86, 105, 22],
+        [21, 81, 2, 2, 1, 3, 1],
+        [131, 15, 438, 21, 87, 229, 103],
+        [32, 5, 28, 1514, 110, 45, 40],
+        [73, 12, 37, 59, 836, 194, 22],
+        [131, 16, 115, 41, 213, 714, 17],
+        [21, 0, 77, 36, 15, 15, 667],
+    ]
+)
+HISTORY = [
+    {
+        "epoch": e,
+        "train_loss": 2 / e,
+        "train_accuracy": 1 - 1 / (e + 1),
+        "selection_loss": 2.1 / e,
+        "selection_accuracy": 0.9 - 0.5 / e,
+        "selection_macro_f1": 0.8 - 0.5 / e,
+    }
+    for e in range(1, 5)
+]
+
+
+def faces(n=6, side=48, channels=1):
+    return np.random.default_rng(0).integers(0, 256, (n, side, side, channels), dtype=np.uint8)
+
+
+def answers(n=300):
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(n, 7))
+    labels = generator.integers(0, 7, n)
+    logits[np.arange(n), labels] += 1.5
+    return softmax(logits), labels
+
+
+def per_class(names):
+    each = class_scores(CONFUSION)
+    return {
+        name: {key: float(values[k]) for key, values in each.items()}
+        for k, name in enumerate(names)
+    }
+
+
+def suspects(n):
+    return [
+        {
+            "label": "Anger",
+            "votes_say": "Surprise",
+            "votes_for_label": 0.1,
+            "votes_for_winner": 0.9,
+            "predicted": "Surprise",
+            "confidence": 0.5,
+        }
+    ] * n
+
+
+def draw_everything(names):
+    """Every figure of the module, by name."""
+    probabilities, labels = answers()
+    note = {"note": "drawn faces"}
+    points = np.random.default_rng(0).normal(size=(300, 2))
+    return {
+        "class_counts": plots.plot_class_counts(
+            {"train": CONFUSION.sum(axis=1), "_test": CONFUSION[0]}, names, **note
+        ),
+        "samples": plots.plot_samples([faces(3), faces(2)], names[:2], **note),
+        "augmentation": plots.plot_augmentation(faces(4, 112, 3), faces(4), **note),
+        "history": plots.plot_history(HISTORY, phase=names[0], best_epoch=3, **note),
+        "confusion": plots.plot_confusion(CONFUSION, names, **note),
+        "class_accuracy": plots.plot_class_accuracy(CONFUSION, names, **note),
+        "class_scores": plots.plot_class_scores(per_class(names), **note),
+        "mistakes": plots.plot_mistakes(faces(6), names[:6], names[1:], np.full(6, 0.5), **note),
+        "prediction": plots.plot_prediction(faces(1)[0], probabilities[0], names, **note),
+        "reliability": plots.plot_reliability(
+            reliability(probabilities, labels), reliability(probabilities, labels), **note
+        ),
+        "risk_coverage": plots.plot_risk_coverage(
+            risk_coverage(probabilities, labels), abstain_threshold(probabilities, labels), **note
+        ),
+        "precision_recall": plots.plot_precision_recall(
+            precision_recall(probabilities, labels, names), names, **note
+        ),
+        "embedding": plots.plot_embedding(points, labels, names, **note),
+        "residuals": plots.plot_residuals(chi_square(CONFUSION, names), names, **note),
+        "robustness": plots.plot_robustness({names[1]: np.linspace(0.7, 0.2, 6)}, **note),
+        "mcnemar": plots.plot_mcnemar([[np.nan, 0.01], [0.01, np.nan]], names[:2], **note),
+        "attention": plots.plot_attention(faces(3), np.random.rand(3, 7, 7), names[:3], **note),
+        "suspects": plots.plot_suspects(faces(7), suspects(7), **note),
+    }
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return draw_everything(NAMES)
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_visible()]
+
+
+def test_every_plot_function_is_drawn_here(figures):
+    offered = {name for name in plots.__all__ if name.startswith("plot_")}
+    assert {f"plot_{name}" for name in figures} == offered
+
+
+def test_figures_are_returned_closed_and_say_where_the_data_comes_from(figures):
+    assert plt.get_fignums() == []
+    for name, figure in figures.items():
+        assert isinstance(figure, Figure), name
+        assert "drawn faces" in texts(figure), name
+
+
+def test_a_notebook_shows_each_figure_once_as_a_small_opaque_png(figures):
+    for name, figure in figures.items():
+        bundle = figure._repr_mimebundle_()
+        assert set(bundle) == {"image/png", "text/plain"}
+        raw = base64.b64decode(bundle["image/png"])
+        picture = Image.open(io.BytesIO(raw))
+        assert len(raw) < 60_000, name
+        assert picture.width <= 960, name
+        assert picture.convert("RGBA").getpixel((1, 1)) == (255, 255, 255, 255), name
+    assert plt.get_fignums() == []
+
+
+def test_no_text_leaves_the_figure_and_no_two_titles_overlap(figures):
+    for name, figure in figures.items():
+        figure.set_canvas(matplotlib.backends.backend_agg.FigureCanvasAgg(figure))
+        figure.canvas.draw()
+        width, height = figure.canvas.get_width_height()
+        boxes = [text.get_window_extent() for text in figure.texts if text.get_text()]
+        boxes += [legend.get_window_extent() for legend in figure.legends]
+        for box in boxes:
+            assert min(box.x0, box.y0) >= -2, name
+            assert box.x1 <= width + 2, name
+            assert box.y1 <= height + 2, name
+        for i, one in enumerate(boxes):
+            assert not any(one.overlaps(other) for other in boxes[i + 1 :]), name
+        for ax in figure.axes:
+            for label in (ax.xaxis.label, *ax.get_xticklabels()):
+                if label.get_text():
+                    box = label.get_window_extent()
+                    assert not any(box.overlaps(other) for other in boxes), name
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_are_names_not_formulas():
+    odd = draw_everything(ODD)
+    for name, figure in odd.items():
+        figure.draw_without_rendering()
+        if name in ("confusion", "class_accuracy", "precision_recall"):
+            assert any("$x$" in text for text in texts(figure)), name
+    legend = odd["precision_recall"].legends[0]
+    assert len(legend.get_texts()) == 7  # "_hidden" included
+
+
+def test_saving_twice_gives_the_same_bytes_without_a_date(tmp_path):
+    first = plots.savefig(plots.plot_confusion(CONFUSION, NAMES), tmp_path / "new" / "a", "matrix")
+    second = plots.savefig(plots.plot_confusion(CONFUSION, NAMES), tmp_path / "b", "matrix")
+    assert [path.name for path in first] == ["matrix.png", "matrix.svg"]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    assert not re.search(r"<dc:date>|20\d\d-\d\d-\d\d", first[1].read_text(encoding="utf-8"))
+
+
+def test_the_users_style_and_settings_are_left_alone():
+    with plt.style.context("dark_background"):
+        before = dict(plt.rcParams)
+        figure = plots.plot_class_accuracy(CONFUSION, NAMES)
+        assert dict(plt.rcParams) == before
+    assert figure.get_facecolor() == (1, 1, 1, 1)
+    assert figure.axes[0].get_xticklabels()[0].get_color() == "black"
+
+
+def test_confusion_shows_counts_and_shares_in_the_given_order(figures):
+    counts, shares = figures["confusion"].axes
+    assert [t.get_text() for t in counts.get_xticklabels()] == list(NAMES)
+    assert [t.get_text() for t in counts.get_yticklabels()] == list(NAMES)
+    assert "1,514" in [t.get_text() for t in counts.texts]
+    assert "85.3" in [t.get_text() for t in shares.texts]
+
+
+@pytest.mark.filterwarnings("error")
+def test_absent_and_never_predicted_classes_are_drawn_without_warnings():
+    confusion = CONFUSION.copy()
+    confusion[1] = confusion[:, 6] = 0
+    dashes = [t.get_text() for t in plots.plot_confusion(confusion, NAMES).axes[1].texts]
+    assert dashes.count("–") == 7
+    assert "no image" in texts(plots.plot_class_accuracy(confusion, NAMES))
+    plots.plot_residuals(chi_square(confusion, NAMES), NAMES)
+    plots.plot_residuals(chi_square(np.zeros((7, 7)), NAMES), NAMES)
+    plots.plot_reliability(reliability(np.eye(7), np.arange(7)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_short_and_partial_histories():
+    one = plots.plot_history(HISTORY[:1], phase="Phase 1", selection_name="val")
+    assert [t.get_text() for t in one.legends[0].get_texts()] == [
+        "training",
+        "val",
+        "val, macro-F1",
+    ]
+    bare = [{"epoch": 0, "train_loss": 1.0, "train_accuracy": 0.5, "selection_loss": None}]
+    assert len(plots.plot_history(bare).legends[0].get_texts()) == 1
+    with pytest.raises(ValueError, match="no epoch"):
+        plots.plot_history([])
+
+
+def test_an_unsure_answer_says_so():
+    figure = plots.plot_prediction(
+        faces(1)[0], np.full(7, 1 / 7), NAMES, min_confidence=0.4, note="drawn face"
+    )
+    assert "uncertain (most likely Anger 14.3 %)" in texts(figure)
+
+
+def test_small_faces_are_enlarged_pixel_by_pixel():
+    figure = plots.plot_samples([faces(2)], ["Anger"])
+    canvas = figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(canvas[:96:2, :96:2], canvas[1:96:2, 1:96:2])
+    assert np.abs(canvas[:96:2, :96:2].astype(int) - faces(2)[0]).max() <= 4
+    mixed = plots.plot_samples([faces(2, 75, 3), faces(3, 48)], ["a", "b"])
+    assert mixed.axes[0].images[0].get_array().shape[1] == 3 * 116 - 6
+
+
+def test_highlight_pales_the_other_classes():
+    probabilities, labels = answers()
+    figure = plots.plot_embedding(probabilities[:, :2], labels, NAMES, highlight=("Sad", "Fear"))
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["Fear", "Sad"]
+    with pytest.raises(ValueError, match="no class 'Joy'"):
+        plots.plot_embedding(probabilities[:, :2], labels, NAMES, highlight=("Joy",))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.plot_confusion(CONFUSION, NAMES[:3]), "7 entries for 3 names"),
+        (lambda: plots.plot_samples([], []), "no face"),
+        (lambda: plots.plot_samples([faces() / 255], ["a"]), "undo the normalization"),
+        (lambda: plots.plot_class_counts({"train": [1, 2]}, NAMES), "2 entries for 7 names"),
+        (lambda: plots.plot_mistakes(faces(2), ["a"], ["b", "c"], [1, 1]), "truths has 1"),
+        (lambda: plots.plot_class_accuracy(np.zeros((7, 7)), NAMES), "counts no image"),
+    ],
+)
+def test_bad_input_leaves_no_figure_open(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+    assert plt.get_fignums() == []

@@ -1,0 +1,611 @@
+"""Prediction: every kind of picture, one answer, honest about what it does not know."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import requests
+import torch
+from PIL import Image
+from test_faces import SHARED, YUNET, nowhere, server  # noqa: F401 (fixtures)
+from torch import nn
+from torchvision.transforms import v2
+
+from fer_helpers import faces, prediction, sources
+from fer_helpers.checkpoints import LoadedModel, save_model
+from fer_helpers.demo_faces import draw_face
+from fer_helpers.faces import Detector, DetectorError, Face
+from fer_helpers.models import build_model
+from fer_helpers.prediction import (
+    Prediction,
+    PredictionError,
+    annotate,
+    load_classifier,
+    plot_answer,
+    predict_faces,
+    predict_images,
+    predict_single_image,
+)
+from fer_helpers.preprocess import ImageError, Preprocess
+from fer_helpers.sources import download_example, list_images, read_image
+
+NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+PREPROCESS = Preprocess(size=24, channels=1)
+
+
+class Tiny(nn.Module):
+    """Answers that depend on every pixel, and on whether it is in training mode."""
+
+    def __init__(self, classes=7, channels=1):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.linear = nn.Linear(channels * 24 * 24, classes)
+        nn.init.normal_(self.linear.weight, std=0.1, generator=generator)
+        nn.init.normal_(self.linear.bias, generator=generator)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.linear(self.dropout(x.flatten(1)))
+
+
+@pytest.fixture
+def model():
+    return Tiny().eval()
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """A detector that finds what it is told to, in pixels of a photo 640 wide."""
+
+    class Told(Detector):
+        boxes = ()
+
+        def detect(self, pixels, min_score):
+            scale = pixels.shape[1] / 640
+            return [Face(tuple(v * scale for v in box), 0.9) for box in Told.boxes]
+
+    return Told("yunet", None)
+
+
+@pytest.fixture
+def face():
+    return draw_face("Happy", 7, size=48)
+
+
+def saved(picture, format, **options):
+    stream = io.BytesIO()
+    picture.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def ask(picture, model, **options):
+    return predict_single_image(picture, model, PREPROCESS, NAMES, show=False, **options)
+
+
+def same(a, b, tolerance=1e-6):
+    return np.allclose(
+        list(a.probabilities.values()), list(b.probabilities.values()), atol=tolerance
+    )
+
+
+# One answer
+
+
+def test_the_original_call_works_and_unpacks(face, model, tmp_path, capsys):
+    fer_transforms = {"val": PREPROCESS}
+    FER_CLASSES = list(NAMES)
+    face.save(tmp_path / "face.png")
+    answer = predict_single_image(
+        str(tmp_path / "face.png"), model, transform=fer_transforms["val"], class_names=FER_CLASSES
+    )
+    label, confidence = answer
+    assert label == answer.label in NAMES
+    assert confidence == answer.confidence == pytest.approx(100 * answer.probabilities[label])
+    assert sum(answer.probabilities.values()) == pytest.approx(1)
+    assert list(answer.probabilities) == FER_CLASSES
+    assert max(answer.probabilities, key=answer.probabilities.get) == label
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
+    assert f"{confidence:.1f} %" in printed
+
+
+def test_top2_and_text():
+    answer = Prediction("Happy", 60.0, {"Sad": 0.3, "Happy": 0.6, "Fear": 0.1}, uncertain=True)
+    assert answer.top2 == (("Happy", 60.0), ("Sad", 30.0))
+    assert str(answer) == "Happy 60.0 % (then Sad 30.0 %), uncertain"
+    assert Prediction(None, 0.0).top2 == ()
+
+
+def test_every_kind_of_picture_gives_the_same_answer(face, model, tmp_path, server):  # noqa: F811
+    png = saved(face, "PNG")
+    path = tmp_path / "Gesicht mit Leerzeichen é.png"
+    path.write_bytes(png)
+    server.answers["/face"] = (200, {}, png)
+    pixels = np.asarray(face)
+    reference = ask(path, model)
+    kinds = {
+        "text path": str(path),
+        "url": f"{server.url}/face",
+        "bytes": png,
+        "file": io.BytesIO(png),
+        "PIL": face,
+        "PIL, opened lazily": Image.open(path),
+        "RGBA": face.convert("RGBA"),
+        "array": pixels,
+        "16 bit": pixels.astype(np.uint16) * 257,
+        "float": pixels / 255,
+        "float32": (pixels / 255).astype(np.float32),
+        "int64": pixels.astype(np.int64),
+        "not contiguous": np.asfortranarray(pixels),
+        "tensor": torch.from_numpy(pixels.copy()).movedim(-1, 0),
+        "float tensor": torch.from_numpy(pixels / 255).movedim(-1, 0),
+        "batch of one": torch.from_numpy(pixels.copy()).movedim(-1, 0)[None],
+    }
+    for kind, picture in kinds.items():
+        assert same(ask(picture, model), reference), kind
+    grey = face.convert("L")
+    for picture in (
+        np.asarray(grey),
+        np.asarray(grey)[..., None],
+        torch.from_numpy(np.array(grey)),
+    ):
+        assert same(ask(picture, model), reference)
+
+
+def test_file_array_and_batch_give_the_same_probabilities(face, model, tmp_path):
+    jpeg = tmp_path / "face.jpg"
+    face.save(jpeg, quality=85)
+    decoded = np.asarray(Image.open(jpeg))
+    one = ask(jpeg, model)
+    assert same(one, ask(decoded, model))
+    table = predict_images(
+        [jpeg, decoded, saved(Image.open(jpeg), "PNG")], model, PREPROCESS, NAMES
+    )
+    for values in table[list(NAMES)].to_numpy():
+        assert values == pytest.approx(list(one.probabilities.values()), abs=1e-6)
+
+
+def test_a_torchvision_transform_works_and_gets_rgb(face):
+    model = Tiny(channels=3).eval()
+    transform = v2.Compose(
+        [v2.Resize((24, 24)), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
+    )
+    colored = predict_single_image(face, model, transform, NAMES, show=False)
+    grey = predict_single_image(face.convert("L"), model, transform, NAMES, show=False)
+    assert colored.label in NAMES
+    assert grey.label in NAMES
+    with pytest.raises(PredictionError, match="views"):
+        predict_single_image(face, model, transform, NAMES, show=False, views=2)
+
+
+def test_dropout_is_off_and_the_training_mode_comes_back(face):
+    model = Tiny().train()
+    for transform in (PREPROCESS, lambda picture: PREPROCESS(picture)):
+        first = predict_single_image(face, model, transform, NAMES, show=False)
+        assert same(first, predict_single_image(face, model, transform, NAMES, show=False))
+        assert model.training
+
+
+def test_temperature_makes_answers_softer(face, model):
+    sharp, soft = ask(face, model), ask(face, model, temperature=3.0)
+    assert soft.label == sharp.label
+    assert soft.confidence < sharp.confidence
+    powers = {name: p ** (1 / 3) for name, p in sharp.probabilities.items()}
+    expected = [p / sum(powers.values()) for p in powers.values()]
+    assert list(soft.probabilities.values()) == pytest.approx(expected)
+
+
+def test_uncertain_is_below_the_threshold(face, model):
+    share = ask(face, model).confidence / 100
+    assert not ask(face, model, min_confidence=share - 0.01).uncertain
+    assert ask(face, model, min_confidence=share + 0.01).uncertain
+    assert not ask(face, model).uncertain
+
+
+def test_views_change_the_answer_a_little(face, model):
+    one, ten = ask(face, model), ask(face, model, views=10)
+    assert not same(one, ten)
+    assert sum(ten.probabilities.values()) == pytest.approx(1)
+    assert same(ten, ask(face, model, views=10))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"crop": "face"}, "crop is 'face'"),
+        ({"min_confidence": 60}, "60 percent is 0.6"),
+        ({"views": 11}, "views is 11"),
+        ({"temperature": 0.0}, "temperature is 0"),
+    ],
+)
+def test_bad_options_are_one_sentence(face, model, options, match):
+    with pytest.raises(PredictionError, match=match):
+        ask(face, model, **options)
+
+
+def test_a_bare_model_must_bring_what_belongs_to_it(face, model):
+    with pytest.raises(PredictionError, match="transform"):
+        predict_single_image(face, model, class_names=NAMES)
+    with pytest.raises(PredictionError, match="class_names"):
+        predict_single_image(face, model, PREPROCESS)
+    with pytest.raises(PredictionError, match="7 classes and class_names has 8"):
+        predict_single_image(face, model, PREPROCESS, [*NAMES, "Contempt"])
+
+
+def test_damaged_weights_give_no_answer(face, model):
+    with torch.no_grad():
+        model.linear.bias[2] = float("nan")
+    with pytest.raises(PredictionError, match="not finite"):
+        ask(face, model)
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    net = build_model(7, backbone="resnet18", stem="small1", width=8, head_hidden=0)
+    path = tmp_path_factory.mktemp("models") / "model.safetensors"
+    extra = {"origin": "drawn", "min_confidence": 0.9}
+    save_model(
+        path, net.eval(), NAMES, Preprocess(size=32, grey=True), temperature=2.0, extra=extra
+    )
+    return path
+
+
+def test_a_checkpoint_brings_everything(face, checkpoint):
+    answer = predict_single_image(face, checkpoint, show=False)
+    assert tuple(answer.probabilities) == NAMES
+    assert answer.uncertain  # its own threshold
+    sharp = predict_single_image(face, checkpoint, show=False, temperature=1.0, min_confidence=0.0)
+    assert sharp.confidence > answer.confidence
+    assert not sharp.uncertain
+    renamed = predict_single_image(face, checkpoint, class_names=list("abcdefg"), show=False)
+    assert list(renamed.probabilities.values()) == list(answer.probabilities.values())
+    classifier = load_classifier(checkpoint)
+    assert predict_single_image(face, classifier, show=False).probabilities == answer.probabilities
+
+
+def test_no_model_is_the_newest_runs(face, checkpoint, tmp_path, monkeypatch):
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "model.safetensors").write_bytes(checkpoint.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    answer = predict_single_image(face, show=False)
+    assert answer.probabilities == predict_single_image(face, checkpoint, show=False).probabilities
+
+
+def test_the_margin_follows_the_training_faces(model):
+    loaded = LoadedModel(model, NAMES, PREPROCESS)
+    assert load_classifier(loaded).margin == faces.FER_MARGIN
+    assert (
+        load_classifier(loaded, class_names=[*NAMES, "Contempt"]).margin == faces.AFFECTNET_MARGIN
+    )
+
+
+@pytest.mark.slow
+def test_torch_and_onnx_agree(face, checkpoint, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra [export]")
+    export = pytest.importorskip("fer_helpers.export", reason="needs fer_helpers.export")
+    loaded = load_classifier(checkpoint)
+    path = tmp_path / "model.onnx"
+    export.export_onnx(
+        path, loaded.model, NAMES, loaded.preprocess, temperature=2.0, extra={"min_confidence": 0.9}
+    )
+    face.save(tmp_path / "a.jpg")
+    sources = [tmp_path / "a.jpg", np.asarray(face), face.resize((60, 75))]
+    ours = predict_images(sources, checkpoint, progress=False)
+    theirs = predict_images(sources, path, progress=False)
+    np.testing.assert_allclose(ours[list(NAMES)], theirs[list(NAMES)], atol=1e-4)
+    assert theirs.uncertain.all()
+    with pytest.raises(PredictionError, match="views"):
+        predict_single_image(face, path, show=False, views=2)
+
+
+# Photos
+
+
+def test_small_pictures_are_crops_and_say_so(model, detector):
+    type(detector).boxes = ((100, 100, 200, 220),)
+    small = ask(Image.new("RGB", (112, 90), "gray"), model, detector=detector)
+    assert small.note == "assumed already cropped"
+    assert small.face_box is None
+    large = ask(Image.new("RGB", (113, 113), "gray"), model, detector=detector)
+    assert large.face_box is not None
+    assert "cropped" not in large.note
+    whole = ask(Image.new("RGB", (640, 480), "gray"), model, detector=detector, crop="none")
+    assert (whole.face_box, whole.note) == (None, "")
+    found = ask(Image.new("RGB", (100, 100), "gray"), model, detector=detector, crop="detect")
+    assert found.face_box is not None
+
+
+def test_no_face_is_no_answer(model, detector, capsys):
+    type(detector).boxes = ()
+    photo = Image.new("RGB", (640, 480), "gray")
+    label, confidence = answer = predict_single_image(
+        photo, model, PREPROCESS, NAMES, detector=detector
+    )
+    assert (label, confidence) == (None, 0.0)
+    assert answer.note == "no face found"
+    assert answer.uncertain
+    assert answer.probabilities == {}
+    assert capsys.readouterr().out == "no face found\n"
+
+
+def test_of_several_faces_the_largest_answers_and_points_to_the_others(model, detector):
+    type(detector).boxes = ((10, 10, 60, 70), (200, 100, 400, 350), (500, 300, 560, 380))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8))
+    answer = ask(photo, model, detector=detector)
+    assert answer.face_box == (200, 100, 400, 350)
+    assert "3 faces" in answer.note
+    assert "predict_images" in answer.note
+    everybody = predict_faces(photo, model, PREPROCESS, NAMES, detector=detector)
+    assert [a.face_box for a in everybody] == [
+        (200, 100, 400, 350),
+        (500, 300, 560, 380),
+        (10, 10, 60, 70),
+    ]
+    assert same(everybody[0], answer)
+
+
+def test_without_a_detector_a_photo_gets_the_plain_result(model, face, monkeypatch):
+    prediction._default_detector.cache_clear()
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
+    answer = ask(Image.new("RGB", (640, 480)), model)
+    assert answer.label is None
+    assert answer.note.startswith("no detector here: give a crop or the model file")
+    assert "fer-helpers[faces]" in answer.note
+    assert ask(face, model).label in NAMES  # a crop needs none
+
+
+def test_a_named_detector_that_is_missing_is_an_error(model, tmp_path):
+    pytest.importorskip("cv2", reason="needs OpenCV")
+    with pytest.raises(DetectorError, match=r"gone\.onnx"):
+        ask(Image.new("RGB", (640, 480)), model, detector=tmp_path / "gone.onnx")
+
+
+# Pictures that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("picture", "match"),
+    [
+        ("gone.jpg", r"gone\.jpg"),
+        (b"no picture", "not a picture"),
+        (b"", "empty"),
+        ("file:///etc/hostname", "not an http"),
+        ("ftp://127.0.0.1/x.jpg", "not an http"),
+        (None, "NoneType"),
+        (42, "int"),
+        (np.zeros((4, 5, 7), np.uint8), r"\(4, 5, 7\)"),
+        (np.zeros((3, 48, 48), np.uint8), r"\(height, width, 3\)"),
+        (np.zeros((0, 5, 3), np.uint8), r"\(0, 5, 3\)"),
+        (np.zeros(10, np.uint8), r"\(10,\)"),
+        (np.full((9, 9), np.nan), "nan"),
+        (np.full((9, 9), -1.5), "not normalized"),
+        (torch.full((3, 9, 9), 300), "300"),
+        (torch.zeros(2, 3, 9, 9), r"\(2, "),
+        (np.array([["a"]]), "no picture"),
+    ],
+)
+def test_what_is_no_picture_is_one_sentence(model, picture, match):
+    with pytest.raises(ImageError, match=match) as caught:
+        ask(picture, model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_pil_image_is_one_sentence(face, model):
+    whole = saved(face, "PNG")
+    with pytest.raises(ImageError):
+        ask(Image.open(io.BytesIO(whole[: len(whole) // 2])), model)
+
+
+def test_urls_have_limits(server, model, monkeypatch):  # noqa: F811
+    server.answers["/local"] = (302, {"Location": "file:///etc/hostname"}, b"")
+    server.answers["/big"] = (200, {}, b"x" * 5000)
+    server.answers["/text"] = (200, {}, b"<html>")
+    monkeypatch.setattr(sources, "URL_MAX_BYTES", 4000)
+    for path, match in (
+        ("/local", "fetched"),
+        ("/big", "larger"),
+        ("/text", "/text"),
+        ("/no", "404"),
+    ):
+        with pytest.raises(ImageError, match=match):
+            ask(server.url + path, model)
+
+
+# Many pictures
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Faces of different sizes and modes in subfolders, with things that are no pictures."""
+    root = tmp_path / "Fotos é"
+    (root / "b").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    draw_face("Sad", 1, size=48).save(root / "2.png")
+    draw_face("Sad", 2, size=48, color=False).save(root / "1.JPG")
+    draw_face("Sad", 3, size=75).save(root / "b" / "3 ü.webp")
+    draw_face("Sad", 3, size=75).save(root / ".hidden" / "no.png")
+    (root / "broken.jpg").write_bytes(saved(draw_face("Sad", 4), "JPEG")[:300])
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def test_a_folder_is_one_row_per_picture(folder, model):
+    table = predict_images(folder, model, PREPROCESS, NAMES, progress=False)
+    names = [Path(file).name for file in table.file]
+    assert names == ["1.JPG", "2.png", "3 ü.webp", "broken.jpg"]
+    fixed = ["file", "face", "left", "top", "right", "bottom", "label", "confidence"]
+    assert list(table) == [*fixed, *NAMES, "uncertain", "note", "error"]
+    good, bad = table[~table.error], table[table.error]
+    for row in good.itertuples():
+        alone = ask(row.file, model)
+        assert row.label == alone.label
+        assert row.confidence == pytest.approx(alone.confidence, abs=1e-4)
+        assert row.face == 1
+        assert row.note == "assumed already cropped"
+    assert good.left.isna().all()
+    (broken,) = bad.itertuples()
+    assert "broken.jpg" in broken.note
+    assert pd.isna(broken.label)
+    assert broken.confidence == 0
+    assert broken.uncertain
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_the_batch_size_does_not_change_answers(folder, model, batch_size):
+    table = predict_images(folder, model, PREPROCESS, NAMES, batch_size=batch_size, progress=False)
+    whole = predict_images(folder, model, PREPROCESS, NAMES, progress=False)
+    pd.testing.assert_frame_equal(table, whole, atol=1e-5)
+
+
+def test_everything_mixed_in_the_order_given(folder, model, face, detector):
+    type(detector).boxes = ((100, 100, 200, 220), (300, 50, 340, 100))
+    photo = Image.new("RGB", (640, 480), "gray")
+    given = [photo, folder, "gone.png", face, saved(face, "PNG"), np.asarray(face)]
+    table = predict_images(given, model, PREPROCESS, NAMES, detector=detector, progress=False)
+    names = [Path(file).name for file in table.file]
+    assert names[:2] == ["picture 1"] * 2
+    assert names[2:7] == ["1.JPG", "2.png", "3 ü.webp", "broken.jpg", "gone.png"]
+    assert names[7:] == ["picture 4", "picture 5", "picture 6"]
+    assert table.face[:2].tolist() == [1, 2]
+    assert table.left[:2].tolist() == [100, 300]
+    assert table.error.sum() == 2
+
+
+def test_nothing_and_empty_folders(model, tmp_path):
+    table = predict_images([], model, PREPROCESS, NAMES)
+    assert len(table) == 0
+    assert "Happy" in table
+    (row,) = predict_images(tmp_path, model, PREPROCESS, NAMES).itertuples()
+    assert row.error
+    assert "holds no pictures" in row.note
+
+
+def test_annotated_copies_never_overwrite_each_other(model, face, detector, tmp_path):
+    type(detector).boxes = ((100, 100, 200, 220), (500, 400, 700, 600))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        face.save(tmp_path / name / "Ä 1.png")
+    Image.new("RGB", (640, 480)).save(tmp_path / "photo.png")
+    before = set(tmp_path.rglob("*"))
+    out = tmp_path / "out" / "ann"
+    given = [tmp_path / "a", tmp_path / "b", tmp_path / "photo.png", "gone.png"]
+    predict_images(
+        given, model, PREPROCESS, NAMES, detector=detector, annotate_to=out, progress=False
+    )
+    assert sorted(p.name for p in out.iterdir()) == ["photo.jpg", "Ä 1 (2).jpg", "Ä 1.jpg"]
+    assert {p for p in tmp_path.rglob("*") if tmp_path / "out" not in (p, *p.parents)} == before
+
+
+def test_hidden_files_and_other_suffixes_are_left_out(folder):
+    assert [p.name for p in list_images(folder)] == ["1.JPG", "2.png", "3 ü.webp", "broken.jpg"]
+
+
+def test_annotate_draws_on_a_copy():
+    photo = Image.new("RGB", (640, 480), "black")
+    answers = [
+        Prediction("Happy", 90.0, {"Happy": 0.9}, face_box=(100, 100, 200, 220)),
+        Prediction("Sad", 30.0, {"Sad": 0.3}, uncertain=True, face_box=(-20, -30, 60, 80)),
+    ]
+    drawn = annotate(photo, answers)
+    assert drawn.size == (640, 480)
+    assert np.asarray(photo).max() == 0
+    pixels = np.asarray(drawn).astype(int)
+    assert pixels[160, 100].tolist() == [10, 125, 50]  # the box's left edge, certain
+    assert pixels[40, 60].tolist() == [138, 138, 138]  # the other one's right edge
+    assert np.asarray(annotate(photo, [Prediction(None, 0.0)])).max() == 255  # said in words
+    assert annotate(Image.new("L", (48, 48)), answers[:1]).size == (240, 240)
+    assert annotate(Image.new("L", (1, 1)), [Prediction(None, 0.0)]).size == (200, 200)
+
+
+def test_the_figure_shows_face_and_bars(face, model):
+    figure = plot_answer(ask(face, model, min_confidence=0.99))
+    image, bars = figure.axes[:2]
+    assert image.images[0].get_array().shape[:2] == (48, 48)
+    assert len(bars.patches) == 7
+    assert "uncertain" in figure._suptitle.get_text()
+
+
+# Google Drive, upload
+
+
+def test_gdown_example_with_the_real_client(server, face, model, tmp_path, monkeypatch):  # noqa: F811
+    headers = {
+        "Content-Type": "image/png",
+        "Content-Disposition": 'attachment; filename="Foto 1.png"',
+    }
+    server.answers["/uc?id=1a2b3c4d5e6f7g8h9"] = (200, headers, saved(face, "PNG"))
+    real = requests.Session.get
+
+    def redirected(self, url, **options):
+        return real(self, url.replace("https://drive.google.com", server.url), **options)
+
+    monkeypatch.setattr(requests.Session, "get", redirected)
+    path = download_example("1a2b3c4d5e6f7g8h9", tmp_path / "new")
+    assert path == tmp_path / "new" / "Foto 1.png"
+    assert same(ask(path, model), ask(face, model))
+    server.answers["/uc?id=0000000000private"] = (
+        200,
+        {"Content-Type": "text/html"},
+        b'<html><p class="uc-error-subcaption">Too many users</p></html>',
+    )
+    with pytest.raises(ImageError, match="0000000000private"):
+        download_example("0000000000private", tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["", "a/../../b00000000", "https://drive.google.com/file/d/1"])
+def test_what_is_no_drive_id_is_not_asked_for(wrong, tmp_path):
+    with pytest.raises(ImageError, match="Google Drive"):
+        download_example(wrong, tmp_path)
+
+
+def test_no_upload_button_without_a_front_end(model):
+    assert prediction.upload_widget(model) is None
+
+
+# The shared photos and odd files
+
+
+def shared(folder):
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"needs the shared data in {SHARED}")
+    return SHARED / folder
+
+
+def test_odd_files_give_an_answer_or_one_sentence(model):
+    pytest.importorskip("cv2", reason="needs OpenCV")
+    root = shared("odd-images")
+    table = predict_images(
+        sorted(root.iterdir()), model, PREPROCESS, NAMES, detector=YUNET, progress=False
+    )
+    assert set(table.file.map(Path).map(lambda path: path.name)) == set(os.listdir(root))
+    broken = {Path(row.file).name for row in table.itertuples() if row.error}
+    heic = {"exif_samples_heic_IMG_5195.HEIC"}  # readable where pillow-heif is installed
+    assert broken - heic == {
+        "pillow_broken.png",
+        "pillow_decompression_bomb.gif",
+        "pillow_truncated_jpeg.jpg",
+        "sharp_corrupt-header.jpg",
+        "sharp_truncated.jpg",
+        "sharp_truncated.png",
+        "thumbor_BlueSquare_truncated.jpg",
+        "thumbor_image_invalid.jpg",
+    }
+    assert all("\n" not in note for note in table.note)
+
+
+def test_orientations_show_the_same_upright_picture():
+    root = shared("odd-images")
+    pictures = [read_image(root / f"Portrait_{i}.jpg").resize((60, 90)) for i in range(1, 9)]
+    for picture in pictures[1:]:
+        difference = np.asarray(picture).astype(int) - np.asarray(pictures[0])
+        assert np.abs(difference).mean() < 6  # each has another number printed on it
