@@ -353,6 +353,8 @@ def test_received_notebook_runs_in_an_empty_folder(client, tmp_path):
 
 
 QUICK = {  # the same cells, few faces
+    "IMAGE_SIZE": 24,
+    "WIDTH": 8,
     "MAX_IMAGES": 120,
     "SELECTION_SIZE": 40,
     "AFFECTNET_EPOCHS": 2,
