@@ -1,0 +1,312 @@
+import errno
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fer_helpers import checkpoints, files
+from fer_helpers.checkpoints import (
+    CheckpointError,
+    compare_identity,
+    load_model,
+    load_state,
+    newest_model,
+    random_state,
+    restore_random_state,
+    save_model,
+    save_state,
+    weights_hash,
+    write_atomically,
+)
+from fer_helpers.files import remove_partials, replace_file
+from fer_helpers.inference import predict_logits
+from tests.tiny import NAMES, PREPROCESS, net, same_weights, selection_faces, train
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def full_disk(monkeypatch):
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", refuse)
+
+
+def saved(folder, **more):
+    path = folder / "model.safetensors"
+    save_model(path, net(), NAMES, PREPROCESS, **more)
+    return path
+
+
+def edit(path, change):
+    """Rewrite a model file after `change(tensors, about)`."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["fer_helpers"])
+    tensors = load_file(path)
+    change(tensors, about)
+    save_file(tensors, path, metadata={"fer_helpers": json.dumps(about)})
+
+
+# Writing
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "x"
+    replace_file(path, lambda partial: partial.write_text("old"))
+
+    def half(partial):
+        partial.write_text("ne")
+        raise RuntimeError("the stream broke")  # torch's way to report a full disk
+
+    with pytest.raises(CheckpointError, match=r"x could not be written \(the stream broke\)"):
+        write_atomically(path, half)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    before = path.read_bytes()
+    full_disk(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"No space left.*free some space.*untouched"):
+        save_model(path, net(seed=1), NAMES, PREPROCESS)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_state(tmp_path / "last.pt", {"x": 1})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_a_folder_that_cannot_be_made_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="another OUTPUT_DIR"):
+        save_state(tmp_path / "file" / "last.pt", {})
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    for name in (".last.pt.123.partial", "last.pt", ".hidden"):
+        (tmp_path / name).write_text("")
+    remove_partials(tmp_path)
+    remove_partials(tmp_path / "absent")
+    assert sorted(os.listdir(tmp_path)) == [".hidden", "last.pt"]
+
+
+# Model files
+
+
+def test_a_model_file_holds_everything_that_is_needed_to_use_it(tmp_path):
+    path = saved(tmp_path, temperature=1.5, extra={"origin": "drawn"})
+    loaded = load_model(path)
+    assert loaded.class_names == NAMES
+    assert loaded.preprocess == PREPROCESS
+    assert (loaded.temperature, loaded.extra, loaded.path) == (1.5, {"origin": "drawn"}, path)
+    assert same_weights(loaded.model, net())
+    assert not loaded.model.training
+
+
+def test_best_weights_reproduce_their_score_in_a_fresh_model(tmp_path):
+    _, result = train(tmp_path, epochs=3)
+    loaded = load_model(tmp_path / "best.safetensors")
+    chosen = selection_faces()
+    logits = predict_logits(loaded.model, chosen, loaded.preprocess)
+    row = result.history[result.best_epoch - 1]
+    assert loaded.extra["epoch"] == result.best_epoch
+    assert (logits.argmax(1) == chosen.labels).mean() == row["selection_accuracy"]
+    truth = torch.from_numpy(chosen.labels)
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits), truth)
+    assert float(loss) == pytest.approx(row["selection_loss"], abs=1e-6)
+
+
+def test_half_precision_weights_come_back_as_floats(tmp_path):
+    half = {n: v.half() if v.is_floating_point() else v for n, v in net().state_dict().items()}
+    save_model(tmp_path / "half.safetensors", net(), NAMES, PREPROCESS, state=half)
+    model = load_model(tmp_path / "half.safetensors").model
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_run_folder_phase_folder_and_newest_run(tmp_path):
+    for name, time in (("a", 200), ("b", 100)):
+        (tmp_path / name).mkdir()
+        os.utime(saved(tmp_path / name, extra={"run": name}), (time, time))
+    (tmp_path / "c" / "fer2013").mkdir(parents=True)  # a run that was stopped in phase 2
+    save_model(tmp_path / "c" / "fer2013" / "best.safetensors", net(), NAMES, PREPROCESS)
+    assert load_model(tmp_path / "b").extra["run"] == "b"
+    assert load_model(runs=tmp_path).extra["run"] == "a"
+    assert newest_model(tmp_path) == tmp_path / "a" / "model.safetensors"
+    for folder in (tmp_path / "c", tmp_path / "c" / "fer2013"):
+        assert load_model(folder).path.name == "best.safetensors"
+
+
+def test_no_model_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path / "weights")
+    with pytest.raises(CheckpointError, match="run the notebook once"):
+        load_model(runs=tmp_path / "runs")
+    with pytest.raises(CheckpointError, match="There is no model file"):
+        load_model(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no model file at .*model\.safetensors"):
+        load_model(tmp_path / "empty")
+
+
+def drop(name):
+    return lambda tensors, about: tensors.pop(name)
+
+
+def add(tensors, about):
+    tensors["head.9.weight"] = torch.zeros(3)
+
+
+def reshape(tensors, about):
+    tensors["head.4.weight"] = torch.zeros(3, 9)
+
+
+def describe(**changes):
+    return lambda tensors, about: about.update(changes)
+
+
+def forget(name):
+    return lambda tensors, about: about.pop(name)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (describe(format=99), "saved by a later release .format 99.*update fer_helpers"),
+        (describe(format="new"), "cannot be read"),
+        (forget("format"), "cannot be read"),
+        (describe(class_names=["Happy", "Sad"]), "names 2 classes but its network answers for 3"),
+        (describe(class_names=["Sad", "Sad", "Happy"]), "names 3 classes"),
+        (describe(architecture={"num_classes": 3, "backbone": "x"}), "unknown here"),
+        (describe(architecture={"num_classes": 3, "flavor": "x"}), "incomplete or unknown"),
+        (describe(preprocess={"size": 16, "crop": 3}), "incomplete or unknown"),
+        (forget("extra"), "incomplete or unknown"),
+        (forget("temperature"), "incomplete or unknown"),
+        (forget("class_names"), "incomplete or unknown"),
+        (drop("head.4.bias"), r"1 missing .such as head\.4\.bias"),
+        (add, r"1 unknown .such as head\.9\.weight"),
+        (reshape, r"1 misshapen .such as head\.4\.weight"),
+    ],
+)
+def test_a_model_file_that_does_not_fit_is_refused(tmp_path, change, words):
+    path = saved(tmp_path)
+    edit(path, change)
+    with pytest.raises(CheckpointError, match=words):
+        load_model(path)
+
+
+def test_a_model_file_fetches_nothing(tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    wanted = {**net().architecture, "pretrained": "imagenet"}
+    edit(path, describe(architecture=wanted))
+    monkeypatch.setattr("fer_helpers.models.load_pretrained", lambda *_: pytest.fail("fetched"))
+    assert same_weights(load_model(path).model, net())
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -10])
+def test_a_damaged_model_file_is_refused(tmp_path, keep):
+    path = saved(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match="take an intact copy"):
+        load_model(path)
+
+
+def test_weights_without_description_are_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="not what they are for"):
+        load_model(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_pickle_is_refused_and_not_executed(tmp_path, write):
+    write({"format": 1, "x": Bomb(tmp_path / "executed")}, tmp_path / "bomb.pt")
+    with pytest.raises(CheckpointError, match="delete it"):
+        load_state(tmp_path / "bomb.pt")
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        load_model(tmp_path / "bomb.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+# State files
+
+
+def test_a_state_goes_through_a_file_unchanged(tmp_path):
+    state = {"a": torch.arange(3), "b": [1, 2.5, None, "x"], "c": {"d": (True, False)}}
+    save_state(tmp_path / "last.pt", state)
+    back = load_state(tmp_path / "last.pt")
+    assert torch.equal(back.pop("a"), state.pop("a"))
+    assert back == {"format": 1, **state}
+
+
+def test_a_state_is_plain_enough_for_weights_only(tmp_path):
+    train(tmp_path, epochs=1)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["epoch"] == 1
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", "damaged"),
+    (b"PK\x03\x04 half a file", "damaged"),
+])  # fmt: skip
+def test_a_damaged_state_is_refused(tmp_path, content, words):
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        load_state(tmp_path / "last.pt")
+
+
+def test_a_state_of_a_later_release_and_of_something_else(tmp_path):
+    torch.save({"format": 99}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="later release"):
+        load_state(tmp_path / "last.pt")
+    torch.save([1], tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="not the state of a training"):
+        load_state(tmp_path / "last.pt")
+
+
+def test_every_random_stream_is_put_back(tmp_path):
+    import random
+
+    own = torch.Generator().manual_seed(3)
+
+    def draw():
+        drawn = torch.rand(2, generator=own).tolist(), torch.rand(2).tolist()
+        return (*drawn, random.random(), np.random.rand(), np.random.randn())
+
+    np.random.randn()  # leaves a cached second value behind
+    save_state(tmp_path / "x", random_state({"own": own}))
+    first = draw()
+    restore_random_state(load_state(tmp_path / "x"), {"own": own})
+    assert draw() == first
+
+
+def test_weights_hash_sees_every_bit_and_no_memory_order():
+    model = net()
+    assert weights_hash(model) == weights_hash(net())
+    assert weights_hash(model) == weights_hash(net().to(memory_format=torch.channels_last))
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-7
+    assert weights_hash(model) != weights_hash(net())
+
+
+def test_differences_are_listed_entry_by_entry():
+    stored = {"seed": 1, "architecture": {"width": 16, "stem": "small2"}, "data": "a"}
+    mine = {"seed": 2, "architecture": {"width": 32, "stem": "small2"}, "data": "a", "new": True}
+    with pytest.raises(CheckpointError) as caught:
+        compare_identity(mine, stored, "x/last.pt")
+    assert str(caught.value) == (
+        "x/last.pt belongs to another training: architecture width was 16 and is 32; new was not "
+        "there and is true; seed was 1 and is 2. Set these back, choose another RUN_NAME, or set "
+        "RESUME to 'never'."
+    )
+    compare_identity(mine, dict(mine), "x")

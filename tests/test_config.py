@@ -1,0 +1,369 @@
+import ast
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fer_helpers import config as module
+from fer_helpers.config import DATA_FOLDERS, Config, ConfigError, read_parameters, settle_data
+from fer_helpers.data import load_affectnet
+from tests.faces_on_disk import write_affectnet, write_fer
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(ROOT.glob("params/*.yaml"))
+SCRIPT = ROOT / "notebooks" / "Facial Emotion Recognition.py"
+
+
+def refused(values):
+    """The lines of the error about `values`, without its headline."""
+    with pytest.raises(ConfigError) as caught:
+        Config.from_values(values, "The test")
+    headline, *lines = str(caught.value).splitlines()
+    assert headline.startswith(f"The test has {len(lines)} unusable parameter")
+    return [line.removeprefix("  - ") for line in lines]
+
+
+# One parameter
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("BATCH_SIZE", "32", "BATCH_SIZE should be a valid integer, not '32'"),
+        ("BATCH_SIZE", 32.5, "BATCH_SIZE should be a valid integer"),
+        ("BATCH_SIZE", 1, "BATCH_SIZE should be greater than or equal to 2, not 1"),
+        ("BATCH_SIZE", True, "BATCH_SIZE should be a valid integer, not True"),
+        ("COMPILE", 1, "COMPILE should be a valid boolean"),
+        ("COMPILE", "yes", "COMPILE should be a valid boolean, not 'yes'"),
+        ("PHASES", "first", "PHASES should be 'both', 'affectnet' or 'fer2013', not 'first'"),
+        ("PHASES", None, "PHASES should be"),
+        ("AFFECTNET_LR", "fast", "AFFECTNET_LR should be a valid number, not 'fast'"),
+        ("AFFECTNET_LR", 0, "AFFECTNET_LR should be greater than 0"),
+        ("WEIGHT_DECAY", math.inf, "WEIGHT_DECAY should be a finite number"),
+        ("WEIGHT_DECAY", "nan", "WEIGHT_DECAY should be a finite number"),
+        ("EMA", 1.0, "EMA should be less than 1"),
+        ("OUTPUT_DIR", 3, "OUTPUT_DIR should be a valid string, not 3"),
+        ("RUN_NAME", "a/b", "RUN_NAME should be letters, digits, spaces, dots, - and _, not 'a/b'"),
+        ("DEVICE", "gpu", "DEVICE should be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:1', not 'gpu'"),
+        ("BACH_SIZE", 32, "BACH_SIZE is not a parameter; did you mean BATCH_SIZE?"),
+        ("XYZZY", 32, "XYZZY is not a parameter"),
+        ("batch_size", 32, "batch_size is not a parameter; did you mean BATCH_SIZE?"),
+    ],
+)
+def test_unusable_value_is_explained(name, value, words):
+    (line,) = refused({name: value})
+    assert line.startswith(words)
+
+
+@pytest.mark.parametrize("value", ["1e-3", "1.0e-3", 0.001])
+def test_scientific_notation_works_as_text(value):
+    assert Config.from_values({"AFFECTNET_LR": value}, "x").affectnet_lr == 0.001
+
+
+def test_whole_number_is_fine_where_a_fraction_is_wanted():
+    assert Config.from_values({"FLIP": 1}, "x").flip == 1.0
+
+
+def test_device_with_a_number():
+    assert Config.from_values({"DEVICE": "cuda:1"}, "x").device == "cuda:1"
+
+
+# Several
+
+
+def test_everything_wrong_is_listed_at_once():
+    lines = refused(
+        {
+            "BACH_SIZE": 32,
+            "EMA": 2.0,
+            "OPTIMIZER": "lion",
+            "KEEP": "last",
+            "EARLY_STOP": 3,  # does not fit KEEP
+            "ERASE_MIN": 0.5,
+            "ERASE_MAX": 0.1,
+            "AFFECTNET_DIR": "drawn",  # drawn and real
+        }
+    )
+    found = "\n".join(lines)
+    assert len(lines) == 6, found
+    for words in ("BACH_SIZE", "EMA should", "OPTIMIZER", "EARLY_STOP", "ERASE_MIN", "never meet"):
+        assert words in found
+
+
+@pytest.mark.parametrize("names", [DATA_FOLDERS[:1], DATA_FOLDERS[1:], DATA_FOLDERS[:2]])
+def test_drawn_and_real_faces_never_meet(names):
+    (line,) = refused({name.upper(): "drawn" for name in names})
+    assert "drawn and real faces never meet in one run" in line
+
+
+def test_nothing_is_chosen_without_a_selection_set():
+    (line,) = refused({"SELECTION_SIZE": 0})
+    assert "KEEP 'last'" in line
+    ways_out = {"SELECTION_SIZE": 0, "KEEP": "last", "SCHEDULE": "cosine"}
+    assert Config.from_values(ways_out, "x").selection_size == 0
+
+
+# The notebook's cell and the parameter files
+
+
+def parameters_cell():
+    """Name -> (type, default) of the notebook's parameters cell."""
+    cell = (
+        SCRIPT.read_text(encoding="utf-8").split('# %% tags=["parameters"]\n')[1].split("# %%")[0]
+    )
+    return {
+        line.target.id: (line.annotation.id, ast.literal_eval(line.value))
+        for line in ast.parse(cell).body
+    }
+
+
+def test_parameters_cell_is_what_config_knows():
+    cell = parameters_cell()
+    defaults = Config().to_dict()
+    assert list(cell) and set(cell) == set(defaults)
+    for name, (kind, default) in cell.items():
+        assert default == defaults[name], name
+        assert type(default).__name__ == kind == type(defaults[name]).__name__, name
+
+
+def test_from_notebook_takes_the_cell_and_nothing_else():
+    names = {name: default for name, (_, default) in parameters_cell().items()}
+    around = {"Path": Path, "_": 3, "In": [], "model": 1, "FER_CLASSES": ("Anger",), "__name__": ""}
+    assert Config.from_notebook({**names, **around}) == Config()
+
+
+@pytest.mark.parametrize("name, value", [("BATCHSIZE", 8), ("AFFECTNET_DIR", Path("x")),
+                                         ("BATCH_SIZE", [8]), ("SEED", None)])  # fmt: skip
+def test_from_notebook_refuses_what_papermill_would_let_pass(name, value):
+    with pytest.raises(ConfigError, match=rf"The parameters cell has 1 .*\n  - {name} "):
+        Config.from_notebook({name: value})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_parameter_file_is_complete_and_valid(path):
+    values = read_parameters(path)
+    assert set(values) == set(Config().to_dict())
+    config = Config.from_yaml(path)
+    for name, value in config.to_dict().items():
+        assert type(values[name]) is type(value), f"{name}: write it as {value!r}"
+
+
+def test_every_parameter_file_is_there():
+    wanted = {"kaggle", "local", "demo", "original", "cpu", "gpu"}
+    assert wanted <= {path.stem for path in FILES}
+
+
+def test_original_file_changes_no_recipe_value():
+    changed = {
+        name
+        for name, value in Config.from_yaml(ROOT / "params" / "original.yaml").to_dict().items()
+        if value != Config().to_dict()[name]
+    }
+    assert changed <= {"RUN_NAME"}
+
+
+def test_defaults_hold_no_path_of_a_machine():
+    for name, value in Config().to_dict().items():
+        assert not (isinstance(value, str) and value.startswith(("/home", "C:", "~"))), name
+        assert not str(value).startswith("/") or str(value).startswith("/kaggle/input/"), name
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [("BATCH_SIZE: [", "not valid YAML"), ("- 1", "NAME: value"), ("", "NAME: value")],
+)
+def test_broken_parameter_file(tmp_path, text, words):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        Config.from_yaml(path)
+
+
+def test_missing_parameter_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"x\.yaml cannot be read: No such file"):
+        Config.from_yaml(tmp_path / "x.yaml")
+
+
+def test_yaml_with_lower_case_or_number_names(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("seed: 1\n3: 4\n")
+    with pytest.raises(ConfigError, match=r"(?s)2 unusable.*did you mean SEED.*3 is not a"):
+        Config.from_yaml(path)
+
+
+# What others get
+
+
+def test_to_dict_goes_through_yaml_unchanged(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(Config(seed=7, ema=0.9).to_dict()))
+    assert Config.from_yaml(path) == Config(seed=7, ema=0.9)
+
+
+def test_changed_is_checked_and_leaves_the_first_alone():
+    config = Config()
+    assert config.changed(seed=1).seed == 1 and config.seed == 42
+    with pytest.raises(ConfigError, match="SEED"):
+        config.changed(seed=-1)
+
+
+def test_config_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 3
+
+
+def test_fingerprint_leaves_out_what_does_not_change_the_model():
+    moved = {"output_dir": "else", "device": "cpu", "time_budget_minutes": 3.0, "tta_views": 1,
+             "affectnet_dir": "a", "fer_detail_every": 1, "photo": "x.jpg"}  # fmt: skip
+    assert Config(**moved).fingerprint() == Config().fingerprint()
+    for name, value in {"seed": 1, "precision": "fp32", "width": 32, "max_images": 9}.items():
+        assert Config(**{name: value}).fingerprint() != Config().fingerprint(), name
+
+
+def test_recipes_of_the_two_phases():
+    first, second = Config().recipe("affectnet"), Config().recipe("fer2013")
+    assert (first.backbone_lr, first.attention_lr, first.head_lr) == (1e-4, 1e-4, 1e-4)
+    assert (second.backbone_lr, second.attention_lr, second.head_lr) == (1e-5, 5e-5, 1e-3)
+    assert (first.epochs, second.epochs) == (15, 12)
+    assert (first.detail_every, second.detail_every) == (5, 3)
+
+
+def test_augmentation_of_the_two_phases():
+    first, second = Config().augment_kwargs("affectnet"), Config().augment_kwargs("fer2013")
+    assert (first["rotation"], second["rotation"]) == (8.0, 12.0)
+    assert (first["shift"], second["shift"]) == (0.0, 0.08)
+    assert (first["erase"], second["erase"]) == (0.0, 0.15)
+    assert first["brightness"] == first["contrast"] == 0.15
+
+
+# Where the data are
+
+
+@pytest.fixture
+def away(monkeypatch, tmp_path):
+    """Not on Kaggle, in an empty folder, with default paths that do not exist."""
+    monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def on_kaggle(away, monkeypatch):
+    """On Kaggle; its input folder stands in a temporary one."""
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    inputs = away / "kaggle" / "input"
+    inputs.mkdir(parents=True)
+    return inputs
+
+
+def at(folder, **changes):
+    """The default paths, with another place for Kaggle's inputs."""
+    return Config(
+        affectnet_dir=str(folder / "balanced-affectnet"),
+        fer_train_dir=str(folder / "fer2013" / "train"),
+        fer_test_dir=str(folder / "fer2013" / "test"),
+        **changes,
+    )
+
+
+def test_no_data_anywhere_means_drawn_faces_and_says_what_changed(away):
+    config, banner = settle_data(Config(seed=7, affectnet_epochs=3, tta_views=2))
+    demo = Config.from_yaml(ROOT / "params" / "demo.yaml")
+    assert config.drawn
+    assert (config.seed, config.affectnet_epochs, config.tta_views) == (7, 3, 2)  # set by the user
+    assert (config.image_size, config.optimizer) == (demo.image_size, demo.optimizer)
+    assert "DRAWN" in banner
+    defaults = Config().to_dict()
+    for name, value in config.to_dict().items():
+        was = {**defaults, "SEED": 7, "AFFECTNET_EPOCHS": 3, "TTA_VIEWS": 2}[name]
+        assert (f"{name}: {was!r} -> {value!r}" in banner) == (value != was), name
+
+
+def test_no_data_and_no_demo_file(away):
+    with pytest.raises(ConfigError, match="set AFFECTNET_DIR"):
+        settle_data(Config(), demo_file=away / "demo.yaml")
+
+
+def test_drawn_faces_asked_for(away):
+    asked = Config(**dict.fromkeys(DATA_FOLDERS, "drawn"))
+    config, banner = settle_data(asked)
+    assert config == asked
+    assert "Drawn faces" in banner
+
+
+def test_data_in_place_changes_nothing(away):
+    write_affectnet(away / "balanced-affectnet", per_class=1)
+    write_fer(away / "fer2013", train=1, public=1, private=1)
+    assert settle_data(at(away)) == (at(away), "")
+
+
+def test_missing_data_on_kaggle_names_what_to_attach(on_kaggle, monkeypatch):
+    with pytest.raises(ConfigError) as caught:
+        settle_data(Config())
+    assert "dollyprajapati182/balanced-affectnet and msambare/fer2013" in str(caught.value)
+    assert "Add Input" in str(caught.value)
+
+
+def test_second_form_of_kaggle_mounts_counts_as_present(on_kaggle):
+    owners = on_kaggle / "datasets"
+    write_affectnet(owners / "dollyprajapati182" / "balanced-affectnet", per_class=1)
+    write_fer(owners / "msambare" / "fer2013", train=1, public=1, private=1)
+    config, banner = settle_data(at(on_kaggle))
+    assert (config, banner) == (at(on_kaggle), "")
+    # and what counts as present is found
+    assert len(load_affectnet(config.affectnet_dir, cache_dir=on_kaggle, selection_size=2).train)
+
+
+def test_wrong_dataset_under_the_right_name_is_missing(on_kaggle):
+    (on_kaggle / "datasets" / "somebody" / "balanced-affectnet").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="AFFECTNET_DIR"):
+        settle_data(at(on_kaggle))
+
+
+@pytest.mark.parametrize("there, missing, offer", [
+    ("fer2013", "AFFECTNET_DIR", "PHASES 'fer2013'"),
+    ("affectnet", "FER_TRAIN_DIR", "PHASES 'affectnet'"),
+])  # fmt: skip
+def test_one_of_two_datasets_offers_the_other_phase(away, there, missing, offer):
+    if there == "fer2013":
+        write_fer(away / "fer2013", train=1, public=1, private=1)
+    else:
+        write_affectnet(away / "balanced-affectnet", per_class=1)
+    with pytest.raises(ConfigError) as caught:
+        settle_data(at(away))
+    assert str(caught.value).startswith(missing)
+    assert offer in str(caught.value)
+    assert settle_data(at(away, phases=there))[1] == ""  # and the offer works
+
+
+def test_half_of_fer2013_offers_phase_one(away):
+    write_affectnet(away / "balanced-affectnet", per_class=1)
+    write_fer(away / "fer2013", train=1, public=1, private=1)
+    (away / "fer2013" / "test").rename(away / "fer2013" / "tset")
+    with pytest.raises(ConfigError, match=r"^FER_TEST_DIR .* does not exist.*PHASES 'affectnet'"):
+        settle_data(at(away))
+
+
+def test_set_path_that_is_missing_names_the_nearest_that_exists(away):
+    (away / "data").mkdir()
+    config = Config(affectnet_dir=str(away / "data" / "affectnett" / "x"), phases="affectnet")
+    with pytest.raises(ConfigError) as caught:
+        settle_data(config)
+    assert "AFFECTNET_DIR" in str(caught.value)
+    assert f"exists is {away / 'data'}" in str(caught.value)
+    assert "PHASES" not in str(caught.value)
+
+
+def test_set_path_never_falls_back_to_drawn_faces(away):
+    with pytest.raises(ConfigError, match="FER_TEST_DIR"):
+        settle_data(Config(fer_test_dir="elsewhere"))
+
+
+def test_nothing_but_pydantic_and_yaml_is_needed_to_check_parameters():
+    imported = {
+        line.split()[1].split(".")[0]
+        for line in Path(module.__file__).read_text().splitlines()
+        if line.startswith(("import ", "from "))
+    }
+    assert not imported & {"torch", "matplotlib", "sklearn"}

@@ -1,0 +1,277 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fer_helpers.config import Config
+from fer_helpers.data import TrainSet
+from fer_helpers.models import build_model
+from fer_helpers.recipes import (
+    Phase,
+    TrainingError,
+    make_loss,
+    make_optimizer,
+    make_parts,
+    make_schedule,
+)
+from tests.test_config import ROOT
+from tests.tiny import AUGMENT, PREPROCESS, faces, net, recipe, scored_faces, selection_faces
+
+COUNTS = np.array([50, 30, 20])
+PLAIN = {"class_weights": "none", "label_smoothing": 0.0}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Logits (16, 3), class numbers (16,) and soft labels (16, 3)."""
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(16, 3, generator=draw) * 2
+    labels = torch.randint(3, (16,), generator=draw)
+    return logits, labels, torch.rand(16, 3, generator=draw).softmax(1)
+
+
+def phase(train=None, selection="tiny", **changes):
+    return Phase(
+        faces() if train is None else train,
+        selection_faces() if selection == "tiny" else selection,
+        recipe(**changes),
+        PREPROCESS,
+        AUGMENT,
+        seed=0,
+        device=torch.device("cpu"),
+        precision="fp32",
+    )
+
+
+# What a phase refuses
+
+
+@pytest.mark.parametrize("sets", [
+    {"train": scored_faces()},
+    {"selection": scored_faces()},
+    {"selection": faces()},
+    {"train": selection_faces()},
+], ids=["trained on test", "chosen on test", "chosen on train", "trained on selection"])  # fmt: skip
+def test_sets_are_refused_by_their_type(sets):
+    with pytest.raises(TrainingError, match="a test set is never trained or chosen on"):
+        phase(**sets)
+
+
+@pytest.mark.parametrize("changes", [
+    {"keep": "best", "schedule": "cosine"},
+    {"keep": "last", "schedule": "plateau"},
+    {"keep": "last", "schedule": "cosine", "early_stop": 1},
+])  # fmt: skip
+def test_nothing_to_choose_on(changes):
+    with pytest.raises(TrainingError, match="nothing to choose on"):
+        phase(selection=None, **changes)
+
+
+def test_without_selection_set_the_last_weights_can_be_kept():
+    assert phase(selection=None, keep="last", schedule="cosine").selection is None
+
+
+def test_a_class_without_a_face_is_named():
+    with pytest.raises(TrainingError, match="No training image of Sad, Surprise:"):
+        phase(faces(labels=[0] * 9))
+
+
+def test_too_few_faces_and_other_classes():
+    with pytest.raises(TrainingError, match="1 training faces are too few"):
+        phase(faces(n=1, names=("Happy",)))
+    with pytest.raises(TrainingError, match="the selection set Anger, Sad, Surprise"):
+        phase(selection=selection_faces(names=("Anger", "Sad", "Surprise")))
+    with pytest.raises(TrainingError, match="selection set is empty"):
+        phase(selection=selection_faces(n=0))
+
+
+# Loss
+
+
+@pytest.mark.parametrize("kind", ["balanced", "effective", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_cross_entropy_is_torchs(batch, kind, smoothing):
+    logits, labels, soft = batch
+    loss = make_loss(recipe(class_weights=kind, label_smoothing=smoothing), COUNTS)
+    weight = {"balanced": 100 / (3 * COUNTS), "none": np.ones(3)}.get(kind)
+    if kind == "effective":
+        weight = (1 - 0.999) / (1 - 0.999**COUNTS)
+        weight = weight / weight.mean()
+    weight = torch.tensor(weight, dtype=torch.float32)
+    for targets in (labels, soft):
+        theirs = F.cross_entropy(logits, targets, weight=weight, label_smoothing=smoothing)
+        assert float(loss(logits, targets)) == pytest.approx(float(theirs), rel=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_focal_loss_equals_a_slow_one(batch, gamma):
+    logits, labels, _ = batch
+    loss = make_loss(recipe(loss="focal", focal_gamma=gamma, **PLAIN), COUNTS)
+    slow = 0.0
+    for row, label in zip(logits.double(), labels, strict=True):
+        p = float(torch.exp(row[label]) / torch.exp(row).sum())
+        slow += -((1 - p) ** gamma) * np.log(p) / len(labels)
+    assert float(loss(logits, labels)) == pytest.approx(slow, rel=1e-5)
+
+
+def test_focal_loss_takes_soft_labels(batch):
+    logits, labels, _ = batch
+    loss = make_loss(recipe(loss="focal", **PLAIN), COUNTS)
+    hard = F.one_hot(labels, 3).float()
+    assert float(loss(logits, hard)) == pytest.approx(float(loss(logits, labels)), rel=1e-6)
+
+
+def test_logit_adjustment_adds_the_logarithm_of_the_share(batch):
+    logits, labels, _ = batch
+    loss = make_loss(recipe(logit_adjustment=1.5, **PLAIN), COUNTS)
+    moved = logits + 1.5 * torch.log(torch.tensor([0.5, 0.3, 0.2]))
+    assert float(loss(logits, labels)) == pytest.approx(float(F.cross_entropy(moved, labels)))
+
+
+def test_loss_is_taken_in_full_precision(batch):
+    logits, labels, _ = batch
+    assert make_loss(recipe(), COUNTS)(logits.bfloat16(), labels).dtype == torch.float32
+
+
+# Schedule
+
+
+def rates(name, epochs, steps, warmup=0.0, accuracies=()):
+    """The learning rate of every step."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    given = recipe(schedule=name, epochs=epochs, warmup=warmup, plateau_patience=1)
+    schedule = make_schedule(optimizer, given, steps)
+    found = []
+    for step in range(epochs * steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if name != "plateau":
+            schedule.step()
+        elif step % steps == steps - 1:
+            schedule.step(accuracies[step // steps])
+    return np.array(found)
+
+
+def test_cosine_rises_and_falls():
+    found = rates("cosine", 10, 10, warmup=0.1)
+    np.testing.assert_allclose(found[:10], np.linspace(1 / 11, 10 / 11, 10))
+    np.testing.assert_allclose(found[10:], (1 + np.cos(np.pi * np.arange(90) / 90)) / 2, atol=1e-9)
+
+
+def test_one_cycle_has_its_peak_where_the_warm_up_ends():
+    found = rates("onecycle", 10, 10, warmup=0.2)
+    assert found.argmax() == 19 and found.max() == pytest.approx(1.0)
+    assert found[0] == pytest.approx(1 / 25) and found[-1] < 1e-4
+
+
+def test_plateau_halves_when_accuracy_stops_rising():
+    found = rates("plateau", 6, 2, accuracies=[0.1, 0.2, 0.2, 0.2, 0.2, 0.2])
+    assert found[::2].tolist() == [1, 1, 1, 1, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", ["cosine", "onecycle"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("epochs, steps", [(1, 1), (1, 2), (2, 1), (1, 3), (3, 3)])
+def test_a_schedule_longer_than_the_data(name, warmup, epochs, steps):
+    found = rates(name, epochs, steps, warmup)
+    assert np.isfinite(found).all() and (found >= 0).all() and found.max() > 0
+
+
+# Optimizer
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD),
+])  # fmt: skip
+def test_optimizers(name, kind):
+    optimizer = make_optimizer(net(), recipe(optimizer=name))
+    assert type(optimizer) is kind
+    assert all(group["fused"] for group in optimizer.param_groups)
+    if name == "sgd":
+        assert all(g["nesterov"] and g["momentum"] == 0.9 for g in optimizer.param_groups)
+
+
+def test_norms_and_biases_can_be_spared_from_decay():
+    optimizer = make_optimizer(net(), recipe(decay_norms=False, weight_decay=0.1))
+    spared = [group for group in optimizer.param_groups if group["weight_decay"] == 0]
+    assert spared and all(p.ndim < 2 for group in spared for p in group["params"])
+
+
+# Average
+
+
+def test_average_is_torchs_after_its_youth():
+    parts = make_parts(phase(ema=0.9), net())
+    slow = {n: p.detach().clone() for n, p in parts.model.named_parameters()}
+    for number in range(100, 104):
+        with torch.no_grad():
+            for p in parts.model.parameters():
+                p += 1
+        parts.update_average(0.9, number)
+        for name, p in parts.model.named_parameters():
+            slow[name] = p if number == 100 else 0.9 * slow[name] + 0.1 * p
+    for name, p in parts.kept().named_parameters():
+        torch.testing.assert_close(p, slow[name])
+    assert parts.kept() is not parts.model
+
+
+def test_without_average_the_weights_themselves_are_kept():
+    parts = make_parts(phase(ema=0.0), net())
+    assert parts.kept() is parts.model
+
+
+# The original
+
+
+@pytest.fixture(scope="module")
+def original():
+    config = Config.from_yaml(ROOT / "params" / "original.yaml")
+    given = config.model_kwargs()
+    assert given == {
+        "backbone": "resnet34", "pretrained": "imagenet", "attention": "spatial",
+        "attention_place": "last", "attention_safe_start": False, "stem": "imagenet", "width": 64,
+        "channels": 3, "dropout": 0.4, "head_hidden": 256, "head_dropout": 0.3,
+    }  # fmt: skip
+    return config, build_model(7, **{**given, "pretrained": "none", "width": 4})
+
+
+@pytest.mark.parametrize("name, backbone, attention, head, epochs", [
+    ("affectnet", 1e-4, 1e-4, 1e-4, 15),
+    ("fer2013", 1e-5, 5e-5, 1e-3, 12),
+])  # fmt: skip
+def test_the_originals_optimizer_and_schedule(original, name, backbone, attention, head, epochs):
+    config, model = original
+    given = config.recipe(name)
+    optimizer = make_optimizer(model, given)
+    assert type(optimizer) is torch.optim.Adam
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert {name: group["lr"] for name, group in groups.items()} == {
+        "backbone": backbone, "attention": attention, "head": head,
+    }  # fmt: skip
+    assert {group["weight_decay"] for group in groups.values()} == {1e-4}
+    assert all((g["betas"], g["eps"], g["amsgrad"]) == ((0.9, 0.999), 1e-8, False)
+               for g in groups.values())  # fmt: skip
+    trained = {id(p) for group in groups.values() for p in group["params"]}
+    assert trained == {id(p) for p in model.parameters()}
+    schedule = make_schedule(optimizer, given, steps=100)
+    assert type(schedule) is torch.optim.lr_scheduler.ReduceLROnPlateau
+    assert (schedule.mode, schedule.factor, schedule.patience) == ("max", 0.5, 3)
+    assert (schedule.threshold, schedule.cooldown) == (1e-4, 0)  # the defaults
+    assert (given.epochs, given.batch_size) == (epochs, 32)
+    off = ("ema", "clip_norm", "early_stop", "mixup", "cutmix", "logit_adjustment", "warmup")
+    assert not any(getattr(given, option) for option in off)
+    assert (given.sampler, given.keep, given.loss) == ("shuffle", "best", "cross_entropy")
+
+
+def test_the_originals_loss(original):
+    counts = np.array([3995, 436, 4097, 7215, 4965, 4830, 3171])  # FER2013's Training
+    weight = torch.tensor([1.0266, 9.4066, 1.0010, 0.5684, 0.8260, 0.8491, 1.2934])  # as it printed
+    logits = torch.randn(32, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(32) % 7
+    ours = make_loss(original[0].recipe("fer2013"), counts)(logits, labels)
+    theirs = F.cross_entropy(logits, labels, weight=weight, label_smoothing=0.1)
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-4)
+
+
+def test_a_train_set_is_what_data_gives():
+    assert type(phase().train) is TrainSet and phase().steps == 3

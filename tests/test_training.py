@@ -1,0 +1,507 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fer_helpers import files, resuming, training
+from fer_helpers.augment import Augment
+from fer_helpers.checkpoints import CheckpointError, load_model, load_state
+from fer_helpers.training import (
+    Feed,
+    TrainingError,
+    batch_rows,
+    detailed_lines,
+    epoch_order,
+    estimate_minutes,
+    stop_request,
+)
+from tests.tiny import (
+    AUGMENT,
+    PREPROCESS,
+    faces,
+    net,
+    recipe,
+    same_weights,
+    scored_faces,
+    selection_faces,
+    train,
+    without_clock,
+)
+
+PAST = -1.0  # a deadline that has passed: one step, then stop
+
+OPTIONS = {
+    "plain": {},
+    "adam": {"optimizer": "adam", "backbone_lr": 1e-3, "attention_lr": 1e-3, "head_lr": 1e-3},
+    "cosine": {"schedule": "cosine", "warmup": 0.3, "optimizer": "adamw", "ema": 0.9},
+    "onecycle": {"schedule": "onecycle", "clip_norm": 1.0, "loss": "focal", "decay_norms": False},
+    "mixing": {"mixup": 0.4, "cutmix": 1.0, "mix_until": 0.7, "class_weights": "effective"},
+    "rare classes": {"sampler": "balanced", "logit_adjustment": 1.0, "class_weights": "none"},
+    "last": {"keep": "last", "schedule": "cosine", "selection": None},
+    "bf16": {"precision": "bf16", "early_stop": 1},
+}
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Save after every step."""
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+
+
+def full_disk(monkeypatch):
+    """Let writing fail while the returned dict says so."""
+    state, real = {"full": False}, os.fsync
+
+    def fsync(descriptor):
+        if state["full"]:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    return state
+
+
+# Learning
+
+
+def test_loss_falls_on_one_batch(tmp_path):
+    _, result = train(tmp_path, epochs=12, batch_size=24, augment=Augment(), label_smoothing=0.0)
+    losses = [row["train_loss"] for row in result.history]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_trains_and_resumes_to_the_bit(tmp_path, name):
+    options = OPTIONS[name]
+    unbroken, whole = train(tmp_path / "unbroken", **options)
+    assert all(np.isfinite(row["train_loss"]) for row in whole.history)
+    assert not same_weights(unbroken, net())
+    sessions = 0
+    while True:
+        sessions += 1
+        model, result = train(tmp_path / "broken", deadline=PAST, **options)
+        if not result.stopped:
+            break
+        assert result.stopped == "time budget" and sessions < 20
+    assert sessions >= 3 * len(whole.history) - 1  # a stop after every step but the last
+    assert same_weights(model, unbroken)
+    assert without_clock(result.history) == without_clock(whole.history)
+    assert result.best_epoch == whole.best_epoch
+    kept = (load_model(tmp_path / folder / "best.safetensors") for folder in ("unbroken", "broken"))
+    assert all(same_weights(loaded.model, unbroken) for loaded in kept)
+
+
+def test_history_and_lines(tmp_path):
+    lines = []
+    _, result = train(tmp_path, lines=lines, detail_every=2)
+    assert [row["epoch"] for row in result.history] == [1, 2]
+    assert set(result.history[0]) == {
+        "epoch", "train_loss", "train_accuracy", "selection_loss", "selection_accuracy",
+        "selection_macro_f1", "lr", "seconds",
+    }  # fmt: skip
+    assert lines[0] == "Tiny: 24 faces in 3 steps an epoch, chosen on Tiny selection."
+    assert lines[1].startswith("epoch   1/2 | train loss ")
+    assert lines[2].index("|") == lines[1].index("|")
+    assert lines[3].startswith("    Happy ")  # the detailed evaluation of epoch 2
+    assert lines[-1] == f"Kept: epoch {result.best_epoch}, the best on Tiny selection."
+    assert result.selection_name == "Tiny selection"
+
+
+def test_detailed_lines_name_the_largest_confusions():
+    lines = detailed_lines(np.array([[8, 2, 0], [0, 10, 0], [3, 6, 1]]), ("Happy", "Sad", "Fear"))
+    assert lines[0] == "Happy 80.0 %  Sad 100.0 %  Fear 10.0 %"
+    assert lines[1:] == [
+        "Fear -> Sad: 60.0 % (6)", "Fear -> Happy: 30.0 % (3)", "Happy -> Sad: 20.0 % (2)",
+    ]  # fmt: skip
+
+
+def test_same_seed_same_bits_other_seed_others(tmp_path):
+    first, _ = train(tmp_path / "1")
+    torch.rand(5), np.random.rand(5), random.random()  # what happened before does not matter
+    assert same_weights(first, train(tmp_path / "2")[0])
+    assert not same_weights(first, train(tmp_path / "3", seed=1)[0])
+
+
+def test_best_epoch_is_kept_by_selection_accuracy_alone(tmp_path, monkeypatch):
+    accuracies = iter([3, 6, 6, 4])  # of nine: the first of equals stays
+
+    def logits(model, chosen, *_, **__):
+        right = next(accuracies)
+        guess = np.where(np.arange(9) < right, chosen.labels, (chosen.labels + 1) % 3)
+        return np.eye(3, dtype=np.float32)[guess]
+
+    monkeypatch.setattr(training, "predict_logits", logits)
+    states = []
+    model = net()
+    _, result = train(
+        tmp_path, model, epochs=4,
+        on_epoch=lambda _: states.append({k: v.clone() for k, v in model.state_dict().items()}),
+    )  # fmt: skip
+    assert result.best_epoch == 2
+    assert all(torch.equal(v, states[1][k]) for k, v in model.state_dict().items())
+    assert load_model(tmp_path / "best.safetensors").extra["epoch"] == 2
+
+
+def test_last_epoch_is_kept_where_asked(tmp_path):
+    _, result = train(tmp_path, keep="last", epochs=3)
+    assert result.best_epoch == 3
+
+
+def test_early_stop_counts_epochs_without_a_better_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        training, "predict_logits", lambda *_, **__: np.tile(np.float32([1, 0, 0]), (9, 1))
+    )
+    lines = []
+    _, result = train(tmp_path, epochs=9, early_stop=2, lines=lines)
+    assert len(result.history) == 3 and result.best_epoch == 1
+    assert any("No better epoch in 2: stopped early." in line for line in lines)
+    _, again = train(tmp_path, epochs=9, early_stop=2)  # and stays stopped
+    assert len(again.history) == 3 and not again.stopped
+
+
+def test_any_run_however_bad_leaves_a_checkpoint(tmp_path):
+    _, result = train(tmp_path, epochs=1, backbone_lr=0.0, attention_lr=0.0, head_lr=1e-12)
+    assert result.best_epoch == 1
+    assert load_model(tmp_path / "best.safetensors").class_names == faces().class_names
+
+
+def test_nothing_is_written_outside_of_the_folder(tmp_path):
+    train(tmp_path / "phase")
+    assert os.listdir(tmp_path) == ["phase"]
+    assert sorted(os.listdir(tmp_path / "phase")) == ["best.safetensors", "last.pt"]
+
+
+@pytest.mark.parametrize("sets", [{"train": scored_faces()}, {"selection": scored_faces()}])
+def test_a_test_set_is_refused(tmp_path, sets):
+    with pytest.raises(TrainingError, match="a test set is never trained or chosen on"):
+        train(tmp_path, **sets)
+    assert not os.listdir(tmp_path)
+
+
+# Order and batches
+
+
+def test_order_follows_from_seed_and_epoch_alone():
+    labels = faces().labels
+    first = epoch_order(labels, "shuffle", 3, 1)
+    np.random.rand()
+    assert np.array_equal(first, epoch_order(labels, "shuffle", 3, 1))
+    assert sorted(first) == list(range(24))
+    for seed, epoch in ((3, 2), (4, 1)):
+        assert not np.array_equal(first, epoch_order(labels, "shuffle", seed, epoch))
+
+
+def test_balanced_order_shows_every_class_equally_often():
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    drawn = labels[np.concatenate([epoch_order(labels, "balanced", 0, e) for e in range(20)])]
+    assert len(drawn) == 20_000
+    np.testing.assert_allclose(np.bincount(drawn) / len(drawn), 1 / 3, atol=0.02)
+
+
+def test_no_batch_holds_a_single_face(tmp_path):
+    order = np.array([3, 1, 0, 2, 4])
+    assert batch_rows(order, 0, 2).tolist() == [3, 1]
+    assert batch_rows(order, 2, 2).tolist() == [4, 3]
+    train(tmp_path, train=faces(n=9), epochs=1)  # eight and one
+
+
+def test_feed_gives_the_faces_of_the_rows():
+    some = faces().take(np.array([4, 8, 15]))
+    pixels, labels = Feed(some, torch.device("cpu"))(np.array([2, 0]))
+    assert pixels.shape == (2, 1, 16, 16) and pixels.dtype == torch.uint8
+    assert np.array_equal(pixels[0, 0].numpy(), faces().images()[15, ..., 0])
+    assert labels.tolist() == [0, 1]
+
+
+# Stopping and going on
+
+
+def test_an_interrupt_is_a_clean_stop(tmp_path):
+    unbroken, _ = train(tmp_path / "1")
+    lines = []
+    _, result = train(
+        tmp_path / "2", on_epoch=lambda _: signal.raise_signal(signal.SIGINT), lines=lines
+    )
+    assert result.stopped == "interrupted" and len(result.history) == 1
+    assert lines[-1] == "Stopped (interrupted) in epoch 2: RESUME 'auto' continues here."
+    lines.clear()
+    model, result = train(tmp_path / "2", lines=lines)
+    assert not result.stopped and same_weights(model, unbroken)
+    assert lines[1].startswith("epoch   1/2")  # what was done before is told again
+
+
+def test_an_interrupt_within_an_epoch_keeps_the_steps_done(tmp_path, monkeypatch):
+    real = training.train_step
+
+    def interrupted(*arguments):
+        if arguments[-1] == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    _, result = train(tmp_path / "2")
+    assert result.stopped == "interrupted"
+    progress = load_state(tmp_path / "2" / "last.pt")["progress"]
+    assert (progress["epoch"], progress["step"]) == (1, 2)
+    monkeypatch.undo()
+    assert same_weights(train(tmp_path / "2")[0], train(tmp_path / "1")[0])
+
+
+def test_a_second_interrupt_stops_at_once_and_the_handler_is_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stop_request() as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_outside_of_the_main_thread(tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(train(tmp_path, epochs=1)[1]))
+    thread.start()
+    thread.join()
+    assert found[0].best_epoch == 1
+
+
+def test_a_finished_phase_is_not_trained_again(tmp_path, monkeypatch):
+    model, first = train(tmp_path)
+    monkeypatch.setattr(training, "train_step", lambda *_: pytest.fail("trained again"))
+    again, second = train(tmp_path)
+    assert same_weights(model, again) and second.history == first.history
+    assert second.best_epoch == first.best_epoch
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"train": faces(seed=5, n=27)}, r"training data was \S+ \S+ and is"),
+    ({"epochs": 3}, "recipe epochs was 2 and is 3"),
+    ({"seed": 1}, "seed was 0 and is 1"),
+    ({"model": net(width=8)}, r"architecture width was 4 and is 8; starting weights was"),
+    ({"model": net(seed=1)}, "starting weights was"),
+    ({"augment": Augment()}, r"augmentation brightness was 0\.2 and is 0\.0; .*augmentation flip"),
+    ({"precision": "bf16"}, r"precision was \S*fp32\S* and is \S*bf16"),
+    ({"selection": selection_faces(n=12)}, "selection data was"),
+], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
+def test_another_training_is_refused_with_the_differences(tmp_path, changes, words):
+    train(tmp_path, deadline=PAST)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        train(tmp_path, **changes)
+    assert "belongs to another training" in str(caught.value)
+    assert "RESUME to 'never'" in str(caught.value)
+
+
+def test_what_does_not_change_the_result_may_differ(tmp_path):
+    train(tmp_path / "here", deadline=PAST, commit="1111")
+    os.rename(tmp_path / "here", tmp_path / "moved")
+    lines = []
+    _, result = train(tmp_path / "moved", commit="2222", detail_every=1, lines=lines)
+    assert len(result.history) == 2
+    assert "was written by commit 1111, this is 2222." in lines[0]
+
+
+def test_an_incomplete_state_is_explained(tmp_path):
+    train(tmp_path, deadline=PAST)
+    state = load_state(tmp_path / "last.pt")
+    del state["schedule"]
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="is incomplete"):
+        train(tmp_path)
+
+
+# Guards
+
+
+def poison(monkeypatch, at):
+    """Let the loss of one step be nan."""
+    real = training.train_step
+
+    def step(*arguments):
+        loss, hits = real(*arguments)
+        return (loss * float("nan") if arguments[-1] == at else loss), hits
+
+    monkeypatch.setattr(training, "train_step", step)
+
+
+def test_a_loss_that_is_not_finite_names_the_files_and_keeps_the_last_good_state(
+    tmp_path, monkeypatch, eager
+):
+    poison(monkeypatch, at=4)
+    with pytest.raises(TrainingError) as caught:
+        train(tmp_path / "1")
+    rows = epoch_order(faces().labels, "shuffle", 0, 1)[8:16]
+    assert f"epoch 2, step 2 (batch with {', '.join(faces().files[rows])})" in str(caught.value)
+    progress = load_state(tmp_path / "1" / "last.pt")["progress"]
+    assert (progress["epoch"], progress["step"]) == (1, 1)
+    monkeypatch.undo()
+    assert same_weights(train(tmp_path / "1")[0], train(tmp_path / "2")[0])
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, eager):
+    with pytest.raises(TrainingError, match="not finite"):
+        train(tmp_path, backbone_lr=1e30, attention_lr=1e30, head_lr=1e30)
+    for weights in (load_state(tmp_path / "last.pt")["model"],
+                    load_model(tmp_path / "best.safetensors").model.state_dict()):  # fmt: skip
+        assert all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point())
+
+
+def test_losses_are_looked_at_in_order_however_rarely(tmp_path, monkeypatch):
+    """As on a GPU, where a look waits: the sums of an epoch must not depend on when."""
+    phase = resuming.Phase(
+        faces(), selection_faces(), recipe(), PREPROCESS, AUGMENT, 0, torch.device("cpu"), "fp32"
+    )
+    losses = torch.rand(6, generator=torch.Generator().manual_seed(0))
+    waiting = [(np.arange(8), loss, torch.tensor(3)) for loss in losses]
+    at_once, one_by_one = resuming.Progress(), resuming.Progress()
+    for one in waiting:
+        training.look(phase, one_by_one, [one])
+    training.look(phase, at_once, waiting)
+    assert at_once == one_by_one and not waiting
+    assert (at_once.step, at_once.seen, at_once.hits) == (6, 48, 18)
+
+
+def test_out_of_memory_names_the_largest_half_that_fits(tmp_path, monkeypatch):
+    real = training.train_step
+
+    def greedy(phase, parts, pixels, labels, number):
+        if len(labels) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(phase, parts, pixels, labels, number)
+
+    monkeypatch.setattr(training, "train_step", greedy)
+    for fits, words in ((5, "BATCH_SIZE 4 fits"), (3, "BATCH_SIZE 2 fits"), (1, "not even BATCH_")):
+        with pytest.raises(TrainingError) as caught:
+            train(tmp_path / str(fits))
+        assert "BATCH_SIZE 8 at IMAGE_SIZE 16 does not fit" in str(caught.value)
+        assert words in str(caught.value)
+
+
+def test_a_full_disk_in_the_middle_is_a_warning(tmp_path, monkeypatch, eager):
+    disk, lines = full_disk(monkeypatch), []
+
+    def on_epoch(history):
+        disk["full"] = len(history) == 1
+
+    model, result = train(tmp_path / "1", epochs=3, on_epoch=on_epoch, lines=lines)
+    assert len(result.history) == 3
+    assert any(line.startswith("Warning: ") and "free some space" in line for line in lines)
+    assert load_state(tmp_path / "1" / "last.pt")["progress"]["epoch"] == 3
+    assert same_weights(model, train(tmp_path / "2", epochs=3)[0])
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_full_disk_at_the_start_and_at_the_end_is_an_error(tmp_path, monkeypatch, epoch):
+    disk = full_disk(monkeypatch)
+    disk["full"] = epoch == 0
+
+    def on_epoch(history):
+        disk["full"] = len(history) == epoch
+
+    with pytest.raises(CheckpointError, match="free some space"):
+        train(tmp_path, on_epoch=on_epoch)
+    disk["full"] = False
+    _, result = train(tmp_path)  # and nothing is lost that had been saved
+    assert len(result.history) == 2
+
+
+def test_a_full_disk_is_not_asked_again_at_every_step(tmp_path, monkeypatch):
+    disk, lines = full_disk(monkeypatch), []
+    keepers = []
+    real = resuming.Keeper.__init__
+
+    def remember(self, *arguments, **more):
+        real(self, *arguments, **more)
+        keepers.append(self)
+
+    def on_epoch(history):
+        disk["full"] = len(history) == 1
+        keepers[0].tried -= 1000 * (len(history) == 1)
+
+    monkeypatch.setattr(resuming.Keeper, "__init__", remember)
+    train(tmp_path, on_epoch=on_epoch, lines=lines)
+    assert sum(line.startswith("Warning") for line in lines) == 1
+
+
+# How long
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"schedule": "onecycle", "epochs": 1, "batch_size": 24}, {"mixup": 1.0, "ema": 0.9},
+])  # fmt: skip
+def test_estimate_changes_nothing(changes):
+    model = net()
+    given = {"preprocess": PREPROCESS, "augment": AUGMENT}
+    minutes = estimate_minutes(model, faces(), selection_faces(), recipe(**changes), **given)
+    assert 0 < minutes < 10
+    assert same_weights(model, net())
+
+
+def test_estimate_without_selection_set():
+    given = recipe(keep="last", schedule="onecycle", epochs=1, batch_size=24)
+    assert estimate_minutes(net(), faces(), None, given, preprocess=PREPROCESS, augment=AUGMENT) > 0
+
+
+# Killing
+
+CHILD = textwrap.dedent("""
+    import sys
+    from fer_helpers import training
+    from fer_helpers.checkpoints import weights_hash
+    from tests.tiny import train
+
+    training.SAVE_SECONDS = 0.0  # save after every step, so that kills fall into saving too
+    step = training.train_step
+
+    def told(*arguments):
+        done = step(*arguments)
+        print("step", flush=True)
+        return done
+
+    training.train_step = told
+    model, result = train(
+        sys.argv[1], epochs=60, schedule="cosine", warmup=0.2, optimizer="adamw", ema=0.9,
+        mixup=0.4, backbone_lr=1e-3, attention_lr=1e-3, head_lr=1e-3,
+    )
+    print("hash", weights_hash(model), [
+        {k: v for k, v in row.items() if k != "seconds"} for row in result.history
+    ], flush=True)
+""")
+
+
+def child(folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder)],
+        cwd=Path(__file__).resolve().parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_and_still_the_same_bits(tmp_path):
+    chance = random.Random(0)
+    with child(tmp_path / "unbroken") as process:
+        told = process.stdout.read().splitlines()
+    assert told.count("step") == 180
+    for _ in range(20):
+        with child(tmp_path / "killed") as process:
+            for _ in range(chance.randint(1, 4)):
+                assert process.stdout.readline() == "step\n"
+            time.sleep(chance.uniform(0, 0.05))  # anywhere in saving, scoring or the next step
+            process.kill()
+        assert process.returncode != 0
+        assert len(list((tmp_path / "killed").glob(".*.partial"))) <= 1  # never piling up
+    with child(tmp_path / "killed") as process:
+        again = process.stdout.read().splitlines()
+    assert 0 < again.count("step") < 180
+    assert again[-1] == told[-1] and again[-1].startswith("hash ")
+    assert sorted(os.listdir(tmp_path / "killed")) == ["best.safetensors", "last.pt"]

@@ -1,0 +1,99 @@
+"""Tiny faces, nets and recipes for the tests of training: learnable, and done in a moment."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fer_helpers.augment import Augment
+from fer_helpers.config import Config
+from fer_helpers.data import SelectionSet, Splits, TestSet, TrainSet
+from fer_helpers.models import build_model
+from fer_helpers.preprocess import Preprocess
+from fer_helpers.training import train_phase
+
+NAMES = ("Happy", "Sad", "Surprise")
+PREPROCESS = Preprocess(size=16, channels=1)
+AUGMENT = Augment(flip=0.5, rotation=10, brightness=0.2, erase=0.2)
+
+
+def faces(kind=TrainSet, n=24, *, seed=0, split="train", names=NAMES, labels=None, **more):
+    """Noise with a bright band whose place tells the class."""
+    labels = np.arange(n) % len(names) if labels is None else np.asarray(labels)
+    pixels = np.random.default_rng(seed).integers(0, 100, (len(labels), 16, 16, 1), np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[5 * label : 5 * label + 5] += 120
+    return kind(
+        pixels=pixels,
+        rows=np.arange(len(labels)),
+        labels=labels.astype(np.int64),
+        class_names=names,
+        files=np.array([f"{split}/{names[k]}/{i}.png" for i, k in enumerate(labels)]),
+        split=split,
+        dataset="Tiny",
+        origin="drawn",
+        content_hash="0" * 64,
+        **more,
+    )
+
+
+def selection_faces(n=9, **more):
+    return faces(SelectionSet, n, seed=1, split="selection", **more)
+
+
+def scored_faces(n=12, *, leak_free=None, **more):
+    leak_free = np.ones(n, bool) if leak_free is None else leak_free
+    return faces(TestSet, n, seed=2, leak_free=leak_free, **{"split": "test", **more})
+
+
+def tiny_splits(**more):
+    return Splits(faces(), selection_faces(), (scored_faces(**more),), sentence="Tiny.")
+
+
+def net(seed=0, **changes):
+    torch.manual_seed(seed)
+    small = {"backbone": "resnet18", "stem": "small2", "width": 4, "channels": 1, "head_hidden": 8}
+    return build_model(3, **{**small, **changes})
+
+
+def recipe(**changes):
+    """Two epochs of three steps."""
+    given = Config(
+        fer_epochs=2, fer_lr_backbone=1e-2, fer_lr_attention=1e-2, fer_lr_head=1e-2, optimizer="sgd"
+    ).recipe("fer2013")
+    return replace(given, **{"batch_size": 8, "detail_every": 0, **changes})
+
+
+def train(folder, model=None, *, train=None, selection=True, lines=None, **changes):
+    """`train_phase` on tiny sets; keywords of the loop are taken as such, others go to the recipe.
+
+    Returns the model and the result; `lines` collects what was logged.
+    """
+    loop = {
+        name: changes.pop(name)
+        for name in ("deadline", "commit", "on_epoch", "device", "precision", "seed", "augment")
+        if name in changes
+    }
+    model = net() if model is None else model
+    result = train_phase(
+        model,
+        faces() if train is None else train,
+        selection_faces() if selection is True else selection,
+        recipe(**changes),
+        folder,
+        name="Tiny",
+        preprocess=PREPROCESS,
+        log=(lines if lines is not None else []).append,
+        **{"seed": 0, "augment": AUGMENT, **loop},
+    )
+    return model, result
+
+
+def same_weights(one, other):
+    """Whether two models agree in every bit."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+def without_clock(history):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
