@@ -162,7 +162,7 @@ from fer_helpers.checkpoints import save_model
 from fer_helpers.comparison import cross_dataset, cross_dataset_table
 from fer_helpers.config import Config, settle_data
 from fer_helpers.corruptions import fixed_sample, robustness
-from fer_helpers.data import load_affectnet, load_faces, load_fer2013
+from fer_helpers.data import canonical_emotion, load_affectnet, load_faces, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, worst_offenders
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.evaluation import (
@@ -176,7 +176,10 @@ from fer_helpers.evaluation import (
     scores_text,
     softmax,
 )  # fmt: skip
-from fer_helpers.exploration import embedding_map, precision_recall
+from fer_helpers.exploration import (
+    embedding_map, label_suspects, precision_recall, vote_agreement, votes_text,
+)  # fmt: skip
+from fer_helpers.ferplus import VOTES, read_ferplus_votes
 from fer_helpers.inference import (
     attention_maps,
     embed,
@@ -530,6 +533,21 @@ else:
 surest = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:6]
 if len(surest):
     show(mistakes(surest, "The most confident mistakes"), "confident-mistakes")
+
+# %% [markdown]
+# Labels that people dispute: ten people voted on each face of FER2013 for *FER+* (Barsoum et al.
+# 2016). Given their votes in `FERPLUS_VOTES`, the faces whose label few of them chose are shown.
+
+# %%
+if config.ferplus_votes and final == "fer2013":
+    votes = read_ferplus_votes(config.ferplus_votes, test)
+    choices = [canonical_emotion(name) for name in VOTES]
+    print(votes_text(vote_agreement(predicted, test.labels, votes, choices, class_names)))
+    suspects = label_suspects(probabilities, test.labels, votes, choices, class_names)
+    images = test.images([suspect["position"] for suspect in suspects])
+    show(plots.plot_suspects(images, suspects, note=about), "label-suspects")
+else:
+    print("FERPLUS_VOTES names no table of votes.")
 
 # %% [markdown]
 # Where the network looked: the mask of the spatial attention over faces it got right and wrong.
