@@ -154,39 +154,18 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from fer_helpers import plots, runs
+from fer_helpers import evaluation, exploration, inference, plots, runs
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
-
-# %%
 from fer_helpers.comparison import cross_dataset, cross_dataset_table
 from fer_helpers.config import Config, settle_data
 from fer_helpers.corruptions import fixed_sample, robustness
+
+# %%
 from fer_helpers.data import canonical_emotion, load_affectnet, load_faces, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, worst_offenders
 from fer_helpers.demo_faces import write_demo_faces
-from fer_helpers.evaluation import (
-    abstain_threshold,
-    answered_above,
-    chi_square,
-    chi_square_text,
-    reliability,
-    report_text,
-    risk_coverage,
-    scores_text,
-    softmax,
-)  # fmt: skip
-from fer_helpers.exploration import (
-    embedding_map, label_suspects, precision_recall, vote_agreement, votes_text,
-)  # fmt: skip
 from fer_helpers.ferplus import VOTES, read_ferplus_votes
-from fer_helpers.inference import (
-    attention_maps,
-    embed,
-    pick_device,
-    pick_precision,
-    predict_logits,
-)  # fmt: skip
 from fer_helpers.model_card import model_card
 from fer_helpers.models import build_model, describe, swap_head
 from fer_helpers.prediction import predict_single_image
@@ -210,8 +189,9 @@ print(banner or "Real faces.")
 # checkpoints, numbers, figures and the model card.
 
 # %% tags=["nbval-ignore-output"]
-device = pick_device(config.device)
-precision = pick_precision(config.precision, device)
+device = inference.pick_device(config.device)
+precision = inference.pick_precision(config.precision, device)
+where = {"device": device, "precision": precision}
 run = runs.open_run(
     config.output_dir, config.run_name, config.to_dict(), config.fingerprint(), config.resume,
     origin="drawn" if config.drawn else "real",
@@ -372,7 +352,7 @@ for name, splits in datasets.items():
         model if name == "affectnet" or affectnet is None else swap_head(
             build_model(len(classes), **{**config.model_kwargs(), "pretrained": "none"}),
             classes, FER_CLASSES),
-        splits.train, splits.selection, config.recipe(name), device=device, precision=precision,
+        splits.train, splits.selection, config.recipe(name), **where,
         preprocess=transforms[name]["val"], augment=transforms[name]["train"],
     )  # fmt: skip
 faster = "a GPU, a smaller IMAGE_SIZE or WIDTH, or fewer epochs"
@@ -380,7 +360,7 @@ print(f"Training will take about {minutes:.0f} minutes here; faster: {faster}.")
 
 # %%
 machine = {
-    "seed": config.seed, "device": device, "precision": precision, "compile": config.compile,
+    "seed": config.seed, **where, "compile": config.compile,
     "deadline": deadline, "commit": runs.code_version(), "extra": {"origin": run.origin},
 }  # fmt: skip
 timing = {}
@@ -409,7 +389,7 @@ if affectnet:
 # %%
 scoring = {
     "views": config.tta_views, "bootstrap": config.bootstrap, "seed": config.seed,
-    "device": device, "precision": precision,
+    **where,
 }  # fmt: skip
 metrics = {"results": [], "training": {}}
 if affectnet:
@@ -478,9 +458,9 @@ about = f"{test.dataset} {test.split}, {len(test):,} images" + (f", {note}" if n
 display(score_table(scores))
 
 # %%
-print(scores_text(numbers, about))
+print(evaluation.scores_text(numbers, about))
 print()
-print(report_text(confusion, class_names))
+print(evaluation.report_text(confusion, class_names))
 
 # %% [markdown]
 # Which class is taken for which: first as counts, then as shares of each true class.
@@ -497,7 +477,7 @@ show(plots.plot_class_scores(numbers["per_class"], note=about), "class-scores")
 # question, and nearly every network passes it; the lists below it answer the second.
 
 # %%
-print(chi_square_text(chi_square(confusion, class_names)))
+print(evaluation.chi_square_text(evaluation.chi_square(confusion, class_names)))
 
 # %% [markdown]
 # ## Explore
@@ -505,7 +485,7 @@ print(chi_square_text(chi_square(confusion, class_names)))
 # Faces that the network gets wrong, chosen at random, with what it would have bet.
 
 # %%
-probabilities = softmax(headline.logits, temperature)
+probabilities = evaluation.softmax(headline.logits, temperature)
 predicted = probabilities.argmax(1)
 wrong = np.flatnonzero(predicted != test.labels)
 names = np.array(class_names)
@@ -542,8 +522,9 @@ if len(surest):
 if config.ferplus_votes and final == "fer2013":
     votes = read_ferplus_votes(config.ferplus_votes, test)
     choices = [canonical_emotion(name) for name in VOTES]
-    print(votes_text(vote_agreement(predicted, test.labels, votes, choices, class_names)))
-    suspects = label_suspects(probabilities, test.labels, votes, choices, class_names)
+    agree = exploration.vote_agreement(predicted, test.labels, votes, choices, class_names)
+    print(exploration.votes_text(agree))
+    suspects = exploration.label_suspects(probabilities, test.labels, votes, choices, class_names)
     images = test.images([suspect["position"] for suspect in suspects])
     show(plots.plot_suspects(images, suspects, note=about), "label-suspects")
 else:
@@ -555,7 +536,7 @@ else:
 # %%
 right = np.flatnonzero(predicted == test.labels)
 looked = np.concatenate([right[:4], wrong[:4]])
-maps = attention_maps(model, test.take(looked), pre, device=device)
+maps = inference.attention_maps(model, test.take(looked), pre, device=device)
 if maps is None:
     print("This model has no spatial attention (ATTENTION is not 'spatial' or 'cbam').")
 else:
@@ -568,10 +549,10 @@ else:
 # a perfectly calibrated network of this many faces would show.
 
 # %%
-before, after = softmax(headline.logits), probabilities
+before, after = evaluation.softmax(headline.logits), probabilities
 figure = plots.plot_reliability(
-    reliability(after, test.labels, seed=config.seed),
-    reliability(before, test.labels, seed=config.seed), note=about,
+    evaluation.reliability(after, test.labels, seed=config.seed),
+    evaluation.reliability(before, test.labels, seed=config.seed), note=about,
 )  # fmt: skip
 show(figure, "reliability")
 
@@ -582,30 +563,33 @@ show(figure, "reliability")
 # %%
 chosen = None
 if splits.selection is not None:
-    where = {"device": device, "precision": precision}
-    logits = predict_logits(model, splits.selection, pre, **where)
-    threshold = abstain_threshold(softmax(logits, temperature), splits.selection.labels, 0.8)
-    chosen = answered_above(probabilities, test.labels, threshold["threshold"])
+    logits = inference.predict_logits(model, splits.selection, pre, **where)
+    sure = evaluation.softmax(logits, temperature)
+    threshold = evaluation.abstain_threshold(sure, splits.selection.labels, coverage=0.8)
+    chosen = evaluation.answered_above(probabilities, test.labels, threshold["threshold"])
     metrics["abstain"] = {"set": about, **chosen}
     print({key: None if v is None else round(v, 3) for key, v in chosen.items()})
-curve = risk_coverage(probabilities, test.labels)
+curve = evaluation.risk_coverage(probabilities, test.labels)
 show(plots.plot_risk_coverage(curve, chosen, note=about), "risk-coverage")
 
 # %% [markdown]
 # One class against the rest, and which confusions are more than chance would give.
 
 # %%
-curves = precision_recall(probabilities, test.labels, class_names)
+curves = exploration.precision_recall(probabilities, test.labels, class_names)
 show(plots.plot_precision_recall(curves, class_names, note=about), "precision-recall")
-show(plots.plot_residuals(chi_square(confusion, class_names), class_names, note=about), "residuals")
+show(
+    plots.plot_residuals(evaluation.chi_square(confusion, class_names), class_names, note=about),
+    "residuals",
+)
 
 # %% [markdown]
 # Which faces look alike to the network? Each point is a face; near points have similar features.
 
 # %%
 if config.embedding:
-    features = embed(model, test, pre, device=device, precision=precision)
-    points, shown = embedding_map(features, seed=config.seed)
+    features = inference.embed(model, test, pre, **where)
+    points, shown = exploration.embedding_map(features, seed=config.seed)
     show(plots.plot_embedding(points, test.labels[shown], class_names, note=about), "embedding")
 else:
     print("EMBEDDING is off.")
@@ -618,7 +602,7 @@ else:
 if config.robustness:
     fixed = fixed_sample(len(test))
     accuracies = robustness(
-        lambda faces: predict_logits(model, faces, pre, device=device, precision=precision),
+        lambda faces: inference.predict_logits(model, faces, pre, **where),
         test.images(fixed), test.labels[fixed],
     )  # fmt: skip
     stamp = {**headline.entries[0]["stamp"], "n": len(fixed), "note": "fixed sample of the set"}
@@ -636,7 +620,7 @@ used = [faces for s in datasets.values() for faces in (s.train, s.selection) if 
 rows = []
 for folder in filter(None, (part.strip() for part in config.extra_test_dirs.split(","))):
     extra_test = load_faces(folder, grey=True, **reading).tests[0]
-    logits = predict_logits(model, extra_test, pre, device=device, precision=precision)
+    logits = inference.predict_logits(model, extra_test, pre, **where)
     stamp = runs.stamp(
         extra_test.split, len(extra_test), 1, config.seed, describe_selection(splits.selection),
         extra_test.content_hash, extra_test.origin, dataset=extra_test.dataset,
@@ -686,7 +670,7 @@ save_model(
 for score in scores:
     runs.write_predictions(
         run, files=score.test.files, labels=score.test.labels, class_names=class_names,
-        probabilities=softmax(score.logits, temperature), dataset=score.test.dataset,
+        probabilities=evaluation.softmax(score.logits, temperature), dataset=score.test.dataset,
         split=score.test.split, leak_free=score.test.leak_free,
     )  # fmt: skip
 
