@@ -48,9 +48,9 @@ SOURCES = {
 def download(name: str, folder: str | Path) -> str:
     """Bring one dataset into `folder/name`, complete or not at all.
 
-    The Kaggle CLI is asked first (it needs credentials), then kagglehub (public datasets need
-    none); both go on where an earlier download stopped. The archive is checked before anything is
-    unpacked, and the counts before the folder gets its name.
+    The Kaggle CLI is asked first, then kagglehub; public datasets need no credentials with newer
+    versions of either, and both go on where an earlier download stopped. The archive is checked
+    before anything is unpacked, and the counts before the folder gets its name.
 
     Args:
         name: a key of `SOURCES`.
@@ -104,7 +104,7 @@ def _with_cli(source: Source, folder: Path) -> tuple[Path | None, str]:
 
 
 def _with_hub(source: Source, target: Path, cli_said: str) -> None:
-    """Copy what kagglehub downloads; it needs no credentials for public datasets."""
+    """Copy what kagglehub downloads and unpacks into its own cache."""
     try:
         import kagglehub
     except ImportError:
