@@ -4,10 +4,10 @@
     python benchmarks/input_pipeline.py --folder train/    # the JPEGs of a real folder
 
 The original opens each JPEG with PIL and pushes it through torchvision's transforms in a DataLoader
-with two workers. Ours gathers a batch from bytes in memory (decoded once) and calls `Augment`. Two
-libraries that could stand in its place are measured beside it: torchvision.transforms.v2 on tensors
-in memory, one image after the other (on a batch it draws one angle for all), and kornia, where it
-is installed. Images a second is what the model waits for; CPU time per image, workers included, is the
+with two workers. Ours gathers a batch from bytes in memory (decoded once) and calls `Augment`.
+Beside it stand two libraries that could do its work: torchvision.transforms.v2 on tensors in
+memory, one image after the other (on a batch it draws one angle for all), and kornia, where it is
+installed. Images a second is what the model waits for; CPU time per image, workers included, is the
 fairer number on a machine that others use at the same time.
 """
 
@@ -137,7 +137,7 @@ def measure(batches, seconds: float) -> tuple[float, float]:
     for batch in batches:
         count += len(batch)
         now = time.perf_counter()
-        if stop is None and count >= 10 * len(batch):  # workers are up, caches are warm
+        if stop is None and count >= 4 * len(batch):  # workers are up, caches are warm
             start, warm, stop = now, count, now + seconds
         elif stop is not None and now > stop:
             break
