@@ -188,7 +188,7 @@ def randomization_check(
 #     for axis, picture in zip(shown[1:], maps, strict=True):
 #         axis.imshow(picture)
 # for axis, title in zip(
-#     axes[0], ("face", "mask", "Grad-CAM", "mask, random", "Grad-CAM, random"), strict=True
+#     axes[0], ("face", "mask", "Grad-CAM", "random: mask", "Grad-CAM"), strict=True
 # ):
 #     axis.set_title(title)
 # for axis in axes.flat:

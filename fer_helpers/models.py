@@ -120,7 +120,8 @@ class SqueezeExcite(SqueezeExcitation):
 
     def forward(self, x: Tensor) -> Tensor:
         """The weighted map, same shape (N, C, h, w)."""
-        return super().forward(x) + self.shift * x
+        weighted = super().forward(x)
+        return weighted + self.shift * x if self.shift else weighted
 
 
 # %%
@@ -572,12 +573,14 @@ def describe(model: EmotionNet) -> str:
 # from fer_helpers.preprocess import Preprocess
 #
 # small = {"stem": "small2", "width": 32, "channels": 1, "dropout": 0.2, "head_hidden": 0}
+# print(describe(build_model(7, **small)))
 # for attention in ATTENTIONS:
-#     print(describe(build_model(7, attention=attention, **small)))
+#     added = build_model(7, attention=attention, **small).attention.parameters()
+#     print(f"{attention:8} adds {sum(p.numel() for p in added):6,} parameters")
 
 # %% [markdown]
-# One drawn face through the net. The net has learned nothing, so its mask only follows strong
-# edges: a mask is what the net *uses*, and says nothing before training.
+# One drawn face through the net. The net has learned nothing, so its mask shows borders and
+# contrasts: a mask is what the net *uses*, and says nothing before training.
 
 # %% tags=["active-ipynb"]
 # torch.manual_seed(0)
