@@ -158,7 +158,9 @@ def test_no_registry_host_and_no_machine_path():
     assert not found
 
 
-@pytest.mark.parametrize("name", ["data/x.jpg", "runs/x/metrics.json", "build/x", ".venv/x"])
+@pytest.mark.parametrize(
+    "name", ["data/x.jpg", "runs/x/metrics.json", "build/x", ".venv/x", ".venv-ci/x"]
+)
 def test_datasets_and_results_are_ignored(name):
     tracked()  # skips outside a checkout
     assert subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT).returncode == 0

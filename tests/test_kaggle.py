@@ -186,6 +186,12 @@ def test_what_is_missing_is_said_in_one_sentence(project):
         stage_project(project)
 
 
+def test_staging_needs_no_torch():
+    code = "import sys, fer_helpers.kaggle; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 # The real notebook
 
 
