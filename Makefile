@@ -38,7 +38,8 @@ run: setup  ## the whole workflow on drawn faces; results in runs/demo
 	$(PY) -c 'from fer_helpers.runs import attach_notebook; print("Done. Open", attach_notebook("build/demo.ipynb", "runs/demo"), "in a browser; numbers, figures and checkpoints lie beside it.")'
 
 # Both executions of the demo begin without a run folder: the second one's is build/build/runs.
-test: check test-fast  ## style, tests, the demo run by papermill and repeated by nbval, every notebook
+test: check test-fast  ## style, tests, the notebook with every parameter file, the demo repeated by nbval, every notebook
+	$(PY) -m pytest -n 2 -m e2e tests
 	mkdir -p build
 	rm -rf build/runs build/build
 	$(BIN)/papermill "$(NOTEBOOK)" build/demo.ipynb -f params/demo.yaml -p OUTPUT_DIR build/runs --no-progress-bar
@@ -46,9 +47,9 @@ test: check test-fast  ## style, tests, the demo run by papermill and repeated b
 	$(PY) -m pytest -n 2 --dist loadscope --nbval-lax "$(NOTEBOOK)" notebooks/*.ipynb
 
 test-fast: setup  ## unit and contract tests only
-	$(PY) -m pytest -n 2 -m "not slow" tests
+	$(PY) -m pytest -n 2 -m "not slow and not e2e" tests
 
-test-slow: setup  ## the long tests: every parameter file, the staged Kaggle notebook
+test-slow: setup  ## the long tests: killed twenty times, the staged Kaggle notebook
 	$(PY) -m pytest -n 2 -m slow tests
 
 format: setup  ## let ruff rewrite what it can

@@ -115,9 +115,7 @@ def test_one_view_is_the_plain_logits():
     from fer_helpers.inference import predict_logits
 
     results, _ = score(splits())
-    assert np.array_equal(
-        results[0].logits, predict_logits(net(), results[0].test, PREPROCESS)
-    )
+    assert np.array_equal(results[0].logits, predict_logits(net(), results[0].test, PREPROCESS))
 
 
 def test_scoring_twice_gives_the_same_numbers():

@@ -46,12 +46,16 @@ def phase(train=None, selection="tiny", **changes):
 # What a phase refuses
 
 
-@pytest.mark.parametrize("sets", [
-    {"train": scored_faces()},
-    {"selection": scored_faces()},
-    {"selection": faces()},
-    {"train": selection_faces()},
-], ids=["trained on test", "chosen on test", "chosen on train", "trained on selection"])  # fmt: skip
+@pytest.mark.parametrize(
+    "sets",
+    [
+        {"train": scored_faces()},
+        {"selection": scored_faces()},
+        {"selection": faces()},
+        {"train": selection_faces()},
+    ],
+    ids=["trained on test", "chosen on test", "chosen on train", "trained on selection"],
+)
 def test_sets_are_refused_by_their_type(sets):
     with pytest.raises(TrainingError, match="a test set is never trained or chosen on"):
         phase(**sets)
@@ -202,14 +206,15 @@ def test_norms_and_biases_can_be_spared_from_decay():
 
 def test_average_is_torchs_after_its_youth():
     parts = make_parts(phase(ema=0.9), net())
-    slow = {n: p.detach().clone() for n, p in parts.model.named_parameters()}
+    slow = {}
     for number in range(100, 104):
         with torch.no_grad():
             for p in parts.model.parameters():
                 p += 1
         parts.update_average(0.9, number)
         for name, p in parts.model.named_parameters():
-            slow[name] = p if number == 100 else 0.9 * slow[name] + 0.1 * p
+            now = p.detach().clone()
+            slow[name] = now if number == 100 else 0.9 * slow[name] + 0.1 * now
     for name, p in parts.kept().named_parameters():
         torch.testing.assert_close(p, slow[name])
     assert parts.kept() is not parts.model

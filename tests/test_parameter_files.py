@@ -1,0 +1,106 @@
+"""The notebook, run by papermill to its end, once for every parameter file and twice for one."""
+
+import json
+import os
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+import yaml
+
+from fer_helpers.checkpoints import load_model
+from fer_helpers.config import Config, read_parameters
+from fer_helpers.demo_faces import write_demo_faces
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "Facial Emotion Recognition.ipynb"
+SCRIPT = ROOT / "notebooks" / "Facial Emotion Recognition.py"
+FILES = sorted(ROOT.glob("params/*.yaml"))
+
+# Everything small; what else a file says stays as it is.
+TINY = {
+    **dict.fromkeys(("AFFECTNET_DIR", "FER_TRAIN_DIR", "FER_TEST_DIR"), "drawn"),
+    **{"MAX_IMAGES": 80, "SELECTION_SIZE": 80, "NEAR_TWINS": False, "MAX_BAD_SHARE": 0.1},
+    **{"AFFECTNET_EPOCHS": 1, "FER_EPOCHS": 1, "PRETRAINED": "none", "COMPILE": False},
+    **{"WIDTH": 4, "IMAGE_SIZE": 24, "BATCH_SIZE": 16, "DEVICE": "cpu", "PRECISION": "fp32"},
+    **{"TTA_VIEWS": 2, "BOOTSTRAP": 100, "ROBUSTNESS": False, "EMBEDDING": False},
+}
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One cache for all runs, also of parallel workers, with the drawn faces in it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    write_demo_faces(base / "cache" / "drawn-faces")
+    return base / "cache"
+
+
+@pytest.fixture(scope="session")
+def notebook(tmp_path_factory):
+    """The notebook; made from its script where it has not been built yet."""
+    if NOTEBOOK.exists():
+        return NOTEBOOK
+    path = tmp_path_factory.mktemp("notebook") / NOTEBOOK.name
+    nbformat.write(jupytext.read(SCRIPT), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(cache, notebook, tmp_path_factory):
+    """Execute the notebook with a parameter file: gives the run folder and the values used."""
+
+    def execute(file, **more):
+        folder = tmp_path_factory.mktemp(file.stem)
+        places = {"OUTPUT_DIR": str(folder / "runs"), "CACHE_DIR": str(cache), "RUN_NAME": "tiny"}
+        values = {**read_parameters(file), **TINY, **places, **more}
+        papermill.execute_notebook(
+            notebook, folder / "out.ipynb", values, cwd=str(folder), progress_bar=False,
+            kernel_name="python3", execution_timeout=1200,
+        )  # fmt: skip
+        return folder / "runs" / "tiny", values
+
+    return execute
+
+
+def listing(folder):
+    """Every file below a folder with its size and date."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_notebook_runs_to_its_end(file, run, cache):
+    before = listing(cache / "drawn-faces")
+    folder, values = run(file)
+    assert listing(cache / "drawn-faces") == before  # a run writes nothing beside its data
+    assert yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8")) == (
+        Config.from_values(values, file.name).to_dict()
+    )
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert {entry["stamp"]["origin"] for entry in metrics["results"]} == {"drawn"}
+    assert {entry["stamp"]["dataset"] for entry in metrics["results"]} == {"AffectNet", "FER2013"}
+    assert sum(entry["headline"] for entry in metrics["results"]) == 2
+    history = pd.read_csv(folder / "history.csv")
+    assert history["phase"].tolist() == ["affectnet", "fer2013"]
+    assert len(pd.read_csv(folder / "predictions.csv"))
+    loaded = load_model(folder)
+    assert len(loaded.class_names) == 7 and loaded.extra["origin"] == "drawn"
+    for phase in ("affectnet", "fer2013"):
+        assert load_model(folder / phase).preprocess.size == TINY["IMAGE_SIZE"]
+    assert list((folder / "figures").glob("*.png"))
+
+
+def test_two_runs_write_the_same_bytes(run, monkeypatch):
+    monkeypatch.setenv("FER_COMMIT", "the same")
+    demo = ROOT / "params" / "demo.yaml"
+    one, other = run(demo)[0], run(demo)[0]
+    for name in ("metrics.json", "predictions.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    first, second = load_model(one).model.state_dict(), load_model(other).model.state_dict()
+    assert all(first[name].equal(second[name]) for name in first)
