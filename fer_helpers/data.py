@@ -129,7 +129,7 @@ class _Reader:
                 f"{listing.role}: no file of the class {empty} in {listing.folder} can be read: "
                 "unzip the dataset again"
             )
-        places = list(listing.folder.parents)[:2]
+        places = list(listing.folder.resolve().parents)[:2]
         drawn = any((place / DRAWN_MARKER).exists() for place in places)
         return FaceSet(
             pixels=store.pixels,
@@ -618,7 +618,7 @@ def _load_csv(path: Path, reader: _Reader) -> Splits:
                 files=np.array([f"{usage}/row_{row:05d}" for row in positions]),
                 split=usage,
                 dataset="FER2013",
-                origin="drawn" if (path.parent / DRAWN_MARKER).exists() else "real",
+                origin="drawn" if (path.resolve().parent / DRAWN_MARKER).exists() else "real",
                 content_hash=table.content_hash,
                 pixel_hashes=table.hashes[positions],
                 native=np.full(len(positions), "CSV 48x48"),

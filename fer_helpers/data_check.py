@@ -308,7 +308,7 @@ def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
         _finding("unreadable files", f"{len(splits.bad_files):,}", "0", "listed in the notes"),
         _finding("blank pictures", _by_split(blanks, order), "0", "DROP_BLANKS"),
         *_twin_findings(table, twins, order),
-        *_near_findings(pairs, near),
+        *_near_findings(splits, pairs, near),
         _name_finding(table),
         *_clue_findings(clues),
     ]
@@ -387,7 +387,7 @@ def _near_table(splits: Splits, table: pd.DataFrame, near: float | None) -> pd.D
     keep = ["split", "emotion", "file"]
     columns = ["correlation", *(f"{name}_{side}" for side in "ab" for name in keep)]
     sets = parts(splits)
-    if near is None or len({faces.pixels.shape[1:] for faces in sets}) > 1:
+    if near is None or not _one_size(sets):
         return pd.DataFrame(columns=columns)
     sets = [sets[k].take(rows["position"].to_numpy()) for k, rows in table.groupby("part")]
     pairs, values = near_twins(sets, near)
@@ -400,12 +400,19 @@ def _near_table(splits: Splits, table: pd.DataFrame, near: float | None) -> pd.D
     return found.sort_values(["correlation", "file_a"], ascending=[False, True], ignore_index=True)
 
 
-def _near_findings(pairs: pd.DataFrame, near: float | None) -> list[tuple]:
+def _one_size(sets: list[FaceSet]) -> bool:
+    return len({faces.pixels.shape[1:] for faces in sets}) == 1
+
+
+def _near_findings(splits: Splits, pairs: pd.DataFrame, near: float | None) -> list[tuple]:
     if near is None:
         return []
+    check = f"near-twins (correlation {near} and more)"
+    if not _one_size(parts(splits)):
+        return [(check, "not searched", "", "the splits are stored at different sizes")]
     across = pairs[pairs["split_a"] != pairs["split_b"]]
     found = f"{len(pairs):,} pairs, {len(across):,} of them across splits" if len(pairs) else "0"
-    return [_finding(f"near-twins (correlation {near} and more)", found, "0")]
+    return [_finding(check, found, "0")]
 
 
 def _name_finding(table: pd.DataFrame) -> tuple:
@@ -510,12 +517,12 @@ def write_duplicates(report: DataReport, path: str | Path) -> Path:
 
 def worst_offenders(
     splits: Splits, report: DataReport, count: int = 6
-) -> tuple[list[np.ndarray], list[str], list[list[str]]]:
+) -> tuple[list[list[np.ndarray]], list[str], list[list[str]]]:
     """Faces to look at: twins under two labels, twins across splits, near-twins, blanks.
 
     Returns:
         images, row labels and captions, as `plots.plot_samples` takes them: each row at most
-        `count` faces, uint8 (n, H, W, C).
+        `count` faces, uint8 (H, W, C).
     """
     twins = report.twins
     across = twins.groupby("group")["split"].transform("nunique") > 1
@@ -535,7 +542,7 @@ def worst_offenders(
         if shown.empty:
             continue
         faces = [sets[row.part].images([row.position])[0] for row in shown.itertuples()]
-        images.append(np.stack(faces))
+        images.append(faces)
         labels.append(label)
         captions.append([f"{row.emotion}\n{row.split}" for row in shown.itertuples()])
     return images, labels, captions

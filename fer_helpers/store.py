@@ -28,7 +28,7 @@ from fer_helpers.layouts import DataError, Listing
 Loaded = TypeVar("Loaded")
 
 FORMAT = 1  # raise it whenever what is written, or how a picture is decoded, changes
-CHUNK = 256  # pictures per task: large enough to hide the overhead, 20 MB at 160 px RGB
+CHUNK_BYTES = 1 << 20  # decoded pixels per task: enough to hide the overhead of a task
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +240,7 @@ class _Builder:
         """Decode every file on every core, handing over chunks (n, H, W, C) in order."""
         paths = self.listing.paths
         width, height = target
+        length = max(1, CHUNK_BYTES // (width * height * (1 if self.grey else 3)))
         self.target, self.sizes, self.problems = target, Counter(), {}
         self.digests = np.zeros((len(paths), 32), np.uint8)
         self.hashes = np.zeros(len(paths), "S32")
@@ -247,7 +248,7 @@ class _Builder:
         channels = 1 if self.grey else 3
 
         def task(start):
-            return [_read(path, self.grey, target) for path in paths[start : start + CHUNK]]
+            return [_read(path, self.grey, target) for path in paths[start : start + length]]
 
         # Threads: Pillow and hashlib let go of the GIL while they work, and unlike processes
         # they need nothing of the caller's script (spawn would import it again).
@@ -259,7 +260,7 @@ class _Builder:
             disable=None if self.progress is None else not self.progress,
         )
         with _quiet(), ThreadPoolExecutor(workers) as pool, bar:
-            for start, pictures in _in_order(pool, task, range(0, len(paths), CHUNK), workers * 2):
+            for start, pictures in _in_order(pool, task, range(0, len(paths), length), workers * 2):
                 chunk = np.zeros((len(pictures), height, width, channels), np.uint8)
                 for i, picture in enumerate(pictures):
                     self.digests[start + i] = np.frombuffer(picture.digest, np.uint8)

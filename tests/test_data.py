@@ -315,6 +315,12 @@ def test_nothing_attached_lists_the_paths_tried(tmp_path):
 # ---------------------------------------------------------------- files
 
 
+def test_a_half_unzipped_fer2013_is_noticed(tmp_path):
+    splits = fer(write_fer(tmp_path))
+    assert "Training has 70 images, the official split 28,709: is it complete?" in splits.notes
+    assert "PublicTest has 14 images, the official split 3,589: is it complete?" in splits.notes
+
+
 def spoil(root):
     (root / "train/sad/Training_0.png").write_bytes(b"")
     (root / "train/sad/notes.txt").write_text("no picture")

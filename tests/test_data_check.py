@@ -244,7 +244,21 @@ def test_worst_offenders_fit_a_gallery(flawed):
     assert labels == ["two labels", "two splits", "nearly the same", "blank"]
     assert [len(row) for row in images] == [4, 4, 2, 2]
     assert [len(row) for row in captions] == [4, 4, 2, 2]
-    assert all(row.dtype == np.uint8 and row.ndim == 4 for row in images)
+    assert all(face.dtype == np.uint8 and face.ndim == 3 for row in images for face in row)
+
+
+def test_splits_of_different_sizes_are_checked_too(tmp_path):
+    write_fer(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    write_fer(tmp_path / "other", size=(9, 9))
+    (tmp_path / "other" / "test").rename(tmp_path / "test")
+    save(tmp_path / "test/sad/PublicTest_9001.png", np.zeros((9, 9), np.uint8))
+    save(tmp_path / "train/sad/Training_9002.png", np.zeros((12, 12), np.uint8))
+    splits = load(tmp_path)
+    report = check_data(splits)
+    assert finding(report, "near-twins")["found"] == "not searched"
+    images, labels, _ = data_check.worst_offenders(splits, report)
+    assert labels == ["blank"] and {face.shape for face in images[0]} == {(9, 9, 1), (12, 12, 1)}
 
 
 # ---------------------------------------------------------------- the real data

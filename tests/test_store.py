@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,26 @@ def test_a_file_that_vanishes_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_read", meddle)
     with pytest.raises(DataError, match="changed while"):
         open_folder(root, tmp_path / "cache")
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_with_ten_times_the_pictures(tmp_path):
+    """Ten times the files may cost their names, not their pixels."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8)).save(
+        tmp_path / "one.bmp"
+    )
+    peaks = []
+    for count in (400, 4000):
+        for i in range(count):
+            path = tmp_path / str(count) / ("sad" if i % 2 else "happy") / f"{i}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(tmp_path / "one.bmp", path)
+        tracemalloc.start()
+        found = open_folder(tmp_path / str(count), tmp_path / "cache")
+        peaks.append(tracemalloc.get_traced_memory()[1] / 1e6)
+        tracemalloc.stop()
+        assert found.pixels.nbytes == count * 40_000  # 16 MB, then 160 MB
+    assert peaks[1] < peaks[0] + 30
 
 
 def _open_in_child(root, cache, queue):
