@@ -144,7 +144,10 @@ except ModuleNotFoundError:
             "fer_helpers is not here: run `make kaggle` and import build/kaggle/*.ipynb, or set "
             "HELPERS_URL to where it can be installed from."
         ) from None
-    # %pip install -q --no-deps {HELPERS_URL}
+    import subprocess
+    import sys
+
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "--no-deps", HELPERS_URL])
 
 # %%
 import time
@@ -374,7 +377,7 @@ if affectnet:
     final, stopped = "affectnet", phase1.stopped
 
 # %%
-if affectnet:
+if affectnet and phase1.history:
     runs.write_history(run, "affectnet", phase1.history)
     timing["affectnet"] = sum(row["seconds"] for row in phase1.history)
     figure = plots.plot_history(
@@ -423,7 +426,7 @@ if fer and not stopped:
     final, stopped = "fer2013", phase2.stopped
 
 # %%
-if final == "fer2013":
+if final == "fer2013" and phase2.history:
     runs.write_history(run, "fer2013", phase2.history)
     timing["fer2013"] = sum(row["seconds"] for row in phase2.history)
     metrics["training"]["fer2013"] = {

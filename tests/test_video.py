@@ -87,8 +87,14 @@ def test_every_and_max_frames_and_no_face(video, model, detector):  # noqa: F811
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
-    video, model, detector, tmp_path, source, options, match
-):  # noqa: F811, E501
+    video,
+    model,
+    detector,  # noqa: F811
+    tmp_path,
+    source,
+    options,
+    match,
+):
     broken = tmp_path / "broken.avi"
     broken.write_bytes(b"no video")
     source = {"VIDEO": video, "BROKEN": broken}.get(source, source)
