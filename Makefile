@@ -66,9 +66,8 @@ notebooks: setup  ## rebuild and run every notebook from its script
 kaggle: setup  ## stage build/kaggle for `kaggle kernels push -p build/kaggle`
 	$(PY) -m fer_helpers.kaggle
 
-data: setup  ## download both datasets into data/ with the Kaggle CLI
-	$(BIN)/kaggle datasets download msambare/fer2013 --unzip -p data/fer2013
-	$(BIN)/kaggle datasets download dollyprajapati182/balanced-affectnet --unzip -p data/affectnet
+data: setup  ## download both datasets into data/, checked before they get their name
+	$(PY) -m fer_helpers.download data
 
 data-dev:  ## unpack the development data into data/
 	$(PYTHON) -m zipfile -e $(DATA_DEV)/fer2013-dev.zip data/fer2013
