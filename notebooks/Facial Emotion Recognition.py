@@ -538,7 +538,9 @@ else:
 
 # %%
 right = np.flatnonzero(predicted == test.labels)
-looked = np.concatenate([right[:4], wrong[:4]])
+looked = np.concatenate(
+    [chance.choice(some, min(4, len(some)), replace=False) for some in (right, wrong)]
+)
 maps = inference.attention_maps(model, test.take(looked), pre, device=device)
 if maps is None:
     print("This model has no spatial attention (ATTENTION is not 'spatial' or 'cbam').")
