@@ -142,7 +142,8 @@ class Config(BaseModel):
     attention_place: Literal["last", "each"] = "last"
     attention_safe_start: bool = False
     stem: Literal["imagenet", "small1", "small2"] = "imagenet"
-    width: int = Field(64, ge=4, le=512)
+    # Fewer than 8 channels in channels-last order corrupt memory in torch 2.14 on AVX2 processors.
+    width: int = Field(64, ge=8, le=512)
     dropout: float = Field(0.4, ge=0, lt=1)
     head_hidden: int = Field(256, ge=0, le=8192)
     head_dropout: float = Field(0.3, ge=0, lt=1)

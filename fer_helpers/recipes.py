@@ -296,7 +296,7 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
 # recipe = Config(
 #     affectnet_epochs=6, affectnet_lr=0.1, optimizer="sgd", warmup=0.2, plateau_patience=1
 # ).recipe("affectnet")
-# model = build_model(3, stem="small2", width=4, channels=1)
+# model = build_model(3, stem="small2", width=8, channels=1)
 # figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
 # for name in ("plateau", "cosine", "onecycle"):
 #     optimizer = make_optimizer(model, recipe)

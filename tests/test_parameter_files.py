@@ -25,7 +25,7 @@ TINY = {
     **dict.fromkeys(("AFFECTNET_DIR", "FER_TRAIN_DIR", "FER_TEST_DIR"), "drawn"),
     **{"MAX_IMAGES": 80, "SELECTION_SIZE": 80, "NEAR_TWINS": False, "MAX_BAD_SHARE": 0.1},
     **{"AFFECTNET_EPOCHS": 1, "FER_EPOCHS": 1, "PRETRAINED": "none", "COMPILE": False},
-    **{"WIDTH": 4, "IMAGE_SIZE": 24, "BATCH_SIZE": 16, "DEVICE": "cpu", "PRECISION": "fp32"},
+    **{"WIDTH": 8, "IMAGE_SIZE": 24, "BATCH_SIZE": 16, "DEVICE": "cpu", "PRECISION": "fp32"},
     **{"TTA_VIEWS": 2, "BOOTSTRAP": 100, "ROBUSTNESS": False, "EMBEDDING": False},
 }
 

@@ -52,7 +52,7 @@ def tiny_splits(**more):
 
 def net(seed=0, **changes):
     torch.manual_seed(seed)
-    small = {"backbone": "resnet18", "stem": "small2", "width": 4, "channels": 1, "head_hidden": 8}
+    small = {"backbone": "resnet18", "stem": "small2", "width": 8, "channels": 1, "head_hidden": 8}
     return build_model(3, **{**small, **changes})
 
 
