@@ -402,7 +402,7 @@ def _span(center: float, half: float, side: int) -> tuple[int, int]:
 # inputs = preprocess(faces)
 # figure, axes = plt.subplots(2, len(emotions), figsize=(7, 2.6), layout="constrained")
 # for line, paste in zip(axes, (0.0, 1.0), strict=True):
-#     generator = torch.Generator().manual_seed(8)
+#     generator = torch.Generator().manual_seed(2)
 #     alphas = {"mixup": 1 - paste, "cutmix": paste, "probability": 1.0}
 #     mixed, targets = mix(inputs, labels, len(emotions), generator=generator, **alphas)
 #     for axis, face, target in zip(line, preprocess.undo(mixed), targets, strict=True):
