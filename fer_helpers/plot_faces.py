@@ -100,7 +100,7 @@ def draw_gallery(
     canvas = np.full((height - 6, columns * pitch - gap, 3), 255, dtype=np.uint8)
     top, bottom = (30 if title else 6), (22 if note else 6)
     height = top + canvas.shape[0] + bottom
-    width = max(left + canvas.shape[1] + 10, 9 * len(title) + 20, 6 * len(note) + 20)
+    width = max(left + canvas.shape[1] + 10, 10 * len(title) + 20, 7 * len(note) + 20)
     figure = plt.figure(
         figsize=(width / 100, height / 100), layout="none", FigureClass=NotebookFigure
     )
