@@ -26,11 +26,13 @@ def pictures(notebook: dict) -> Iterator[str]:
     """Every picture in a notebook, as its text: in outputs, attachments, HTML and markdown."""
     for cell in notebook["cells"]:
         for bundle in cell.get("attachments", {}).values():
-            yield from (joined(data) for kind, data in bundle.items() if kind.startswith("image/"))
+            yield from (
+                joined(d) for kind, d in sorted(bundle.items()) if kind.startswith("image/")
+            )
         if cell["cell_type"] == "markdown":
             yield from EMBEDDED.findall(joined(cell["source"]))
         for output in cell.get("outputs", []):
-            for kind, data in output.get("data", {}).items():
+            for kind, data in sorted(output.get("data", {}).items()):  # as written to the file
                 if kind.startswith("image/"):
                     yield joined(data)
                 elif isinstance(data, str | list):
