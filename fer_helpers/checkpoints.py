@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fer_helpers.files import replace_file
@@ -107,7 +107,9 @@ def save_model(
     weights = model.state_dict() if state is None else state
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     metadata = {"fer_helpers": json.dumps(about, sort_keys=True, allow_nan=False)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    # Not `save_file`, whose files nobody but their owner may read.
+    content = save(tensors, metadata=metadata)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def newest_model(folder: str | Path = "runs") -> Path | None:
