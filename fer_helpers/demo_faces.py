@@ -1203,16 +1203,16 @@ def write_demo_faces(
 # ## Demo
 #
 # One person, all eight expressions at full strength. Only the action units differ between the
-# pictures.
+# pictures; contempt is the one that shows on one side only.
 
 # %% tags=["active-ipynb"]
 # import matplotlib.pyplot as plt
 #
 # from fer_helpers.demo_faces import ACTION_UNITS, EXPRESSIONS, draw_face
 #
-# figure, axes = plt.subplots(2, 4, figsize=(8, 4.6), layout="constrained")
+# figure, axes = plt.subplots(2, 4, figsize=(6.8, 4), layout="constrained")
 # for axis, expression in zip(axes.flat, EXPRESSIONS, strict=True):
-#     axis.imshow(draw_face(expression, seed=7, size=150, intensity=1.0))
+#     axis.imshow(draw_face(expression, seed=7, size=125, intensity=1.0))
 #     units = " + ".join(str(unit) for unit in ACTION_UNITS[expression]) or "none"
 #     axis.set_title(f"{expression}: {units}", fontsize=9)
 #     axis.axis("off")
@@ -1224,7 +1224,7 @@ def write_demo_faces(
 # strength. Some are hard to tell, and they are meant to be.
 
 # %% tags=["active-ipynb"]
-# figure, axes = plt.subplots(8, 12, figsize=(9, 6.2), layout="constrained")
+# figure, axes = plt.subplots(8, 8, figsize=(6, 5.8), layout="constrained")
 # for row, expression in zip(axes, EXPRESSIONS, strict=True):
 #     for seed, axis in enumerate(row):
 #         axis.imshow(draw_face(expression, seed=(seed, EXPRESSIONS.index(expression))))
