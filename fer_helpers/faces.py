@@ -355,12 +355,12 @@ def _with_tilt(picture: Image.Image, face: Face, detector: Detector) -> Face:
     """
     if face.landmarks is None or face.height * 640 / max(picture.size) > 250:
         return face
-    reach = 0.8 * max(face.height, face.width)
+    reach = 0.6 * max(face.height, face.width)
     center = ((face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2)
     left, top = (math.floor(value - reach) for value in center)
     region = _inside(picture, left, top, math.ceil(2 * reach))
     near = _moved(face, *region[:2], 1)
-    closer = _detect_at(picture.crop(region), 448, detector, 0.5)
+    closer = _detect_at(picture.crop(region), 320, detector, 0.5)
     same = [other for other in closer if _overlap(other, near) > 0.6]
     if not same:
         return face
