@@ -264,7 +264,7 @@ chance = np.random.default_rng(config.seed)
 for name, splits in datasets.items():
     train = splits.train
     rows = [
-        train.images(chance.choice(np.flatnonzero(train.labels == k), 8))
+        train.images(chance.choice(np.flatnonzero(train.labels == k), 5))
         for k in range(len(train.class_names))
     ]
     title = f"{train.dataset}: random training faces"
