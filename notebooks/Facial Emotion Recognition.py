@@ -264,7 +264,7 @@ chance = np.random.default_rng(config.seed)
 for name, splits in datasets.items():
     train = splits.train
     rows = [
-        train.images(chance.choice(np.flatnonzero(train.labels == k), 5))
+        train.images(chance.choice(np.flatnonzero(train.labels == k), 4))
         for k in range(len(train.class_names))
     ]
     title = f"{train.dataset}: random training faces"
@@ -325,7 +325,7 @@ print(fer_transforms["val"])
 # %%
 for name, splits in datasets.items():
     train, pre = splits.train, transforms[name]["val"]
-    faces = train.images(chance.choice(len(train), 6, replace=False))
+    faces = train.images(chance.choice(len(train), 5, replace=False))
     batch = torch.from_numpy(faces).permute(0, 3, 1, 2)
     generator = torch.Generator().manual_seed(config.seed)
     augmented = pre.undo(transforms[name]["train"](batch, pre, generator))
@@ -503,7 +503,7 @@ def mistakes(positions, title):
 
 
 # %%
-some = np.sort(chance.choice(wrong, min(12, len(wrong)), replace=False))
+some = np.sort(chance.choice(wrong, min(6, len(wrong)), replace=False))
 if len(some):
     show(mistakes(some, "Misclassified faces, at random"), "mistakes")
 else:
