@@ -539,7 +539,7 @@ else:
 # %%
 right = np.flatnonzero(predicted == test.labels)
 looked = np.concatenate(
-    [chance.choice(some, min(4, len(some)), replace=False) for some in (right, wrong)]
+    [chance.choice(some, min(3, len(some)), replace=False) for some in (right, wrong)]
 )
 maps = inference.attention_maps(model, test.take(looked), pre, device=device)
 if maps is None:
