@@ -4,8 +4,8 @@
     python benchmarks/attention_cost.py --device cuda --size 224 --stem imagenet --channels 3
 
 The nets take turns, step by step, and each is compared with the plain net's step of the same round:
-whatever else the machine does falls on both (with --threads 1 the clock is the processor time of this
-process, which other work hardly touches). Printed are the median step of the plain net and, per
+whatever else the machine does falls on both. With --threads 1 the clock is the processor time of
+this process, which other work hardly touches. Printed are the median step of the plain net and, per
 attention, the median of the ratios with a 95 % bootstrap interval.
 """
 
