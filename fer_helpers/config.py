@@ -68,8 +68,9 @@ class ConfigError(ValueError):
 class Recipe:
     """How one phase is trained; `training.train_phase` reads nothing else.
 
-    Learning rates are per optimizer step, `warmup` and `mix_until` are fractions of the schedule in
-    0..1, `early_stop` counts epochs without a better selection score (0: never).
+    Learning rates are per optimizer step, `warmup`, `mix_until` and `grow_until` are fractions of
+    the schedule in 0..1, `start_size` is in pixels (0: the final size from the first step on),
+    `early_stop` counts epochs without a better selection score (0: never).
     """
 
     epochs: int
@@ -94,6 +95,8 @@ class Recipe:
     cutmix: float
     mix_probability: float
     mix_until: float
+    start_size: int
+    grow_until: float
     ema: float
     clip_norm: float
     early_stop: int
@@ -172,6 +175,8 @@ class Config(BaseModel):
     cutmix: float = Field(0.0, ge=0)
     mix_probability: float = Field(0.5, ge=0, le=1)
     mix_until: float = Field(1.0, ge=0, le=1)
+    start_size: int = Field(0, ge=0, le=1024)
+    grow_until: float = Field(0.6, ge=0, le=1)
     ema: float = Field(0.0, ge=0, lt=1)
     clip_norm: float = Field(0.0, ge=0)
     early_stop: int = Field(0, ge=0)
@@ -226,6 +231,11 @@ class Config(BaseModel):
         if self.erase_min > self.erase_max:
             problems.append(
                 f"ERASE_MIN ({self.erase_min}) must not exceed ERASE_MAX ({self.erase_max})"
+            )
+        if self.start_size and not 16 <= self.start_size <= self.image_size:
+            problems.append(
+                f"START_SIZE ({self.start_size}) should be 0, or from 16 to IMAGE_SIZE "
+                f"({self.image_size})"
             )
         if self.keep == "last" and self.early_stop:
             problems.append("EARLY_STOP chooses an epoch, so it needs KEEP 'best'")

@@ -110,6 +110,20 @@ def epoch_order(labels: np.ndarray, sampler: str, seed: int, epoch: int) -> np.n
     return random.choice(len(labels), len(labels), p=share / share.sum())
 
 
+def epoch_size(recipe: Recipe, epoch: int, size: int) -> int:
+    """Side of the training inputs in an epoch (0 is the first), pixels.
+
+    Small pictures first cost less and teach the coarse shapes (progressive resizing: Tan and Le
+    2021, "EfficientNetV2"). The side grows evenly from `start_size` to `size` in steps of 8 pixels
+    until the share `grow_until` of the epochs is over.
+    """
+    growing = recipe.grow_until * recipe.epochs
+    if not recipe.start_size or epoch >= growing:
+        return size
+    side = recipe.start_size + (size - recipe.start_size) * epoch / growing
+    return min(size, max(recipe.start_size, round(side / 8) * 8))
+
+
 def batch_rows(order: np.ndarray, step: int, size: int) -> np.ndarray:
     """Which faces the batch of a step holds; never a single one, which has no batch statistics."""
     rows = order[step * size : (step + 1) * size]
@@ -141,7 +155,9 @@ def train_step(
     """
     recipe, targets = phase.recipe, labels
     with torch.no_grad():
-        batch = phase.augment(pixels, phase.preprocess, parts.generator)
+        side = epoch_size(recipe, number // phase.steps, phase.preprocess.size)
+        preprocess = replace(phase.preprocess, size=side)
+        batch = phase.augment(pixels, preprocess, parts.generator)
         mixing = number < recipe.mix_until * recipe.epochs * phase.steps
         if mixing and (recipe.mixup or recipe.cutmix):
             batch, targets = mix(
@@ -552,7 +568,10 @@ def estimate_minutes(
     """About how many minutes the phase will take here, from `steps` timed steps on a copy."""
     device = torch.device(device)
     # A plateau takes any number of steps; the other schedules know the length of the phase.
-    recipe = replace(recipe, schedule="plateau" if selection is not None else recipe.schedule)
+    schedule = "plateau" if selection is not None else recipe.schedule
+    sizes = [epoch_size(recipe, epoch, preprocess.size) for epoch in range(recipe.epochs)]
+    work = float(np.mean(np.square(sizes))) / preprocess.size**2  # of small pictures
+    recipe = replace(recipe, schedule=schedule, start_size=0)
     phase = Phase(train, selection, recipe, preprocess, augment, 0, device, precision)
     parts, feed = make_parts(phase, copy.deepcopy(model)), Feed(train, device)
     rows = np.arange(min(recipe.batch_size, len(train)))
@@ -566,7 +585,7 @@ def estimate_minutes(
         took.append(time.monotonic() - began)
     per_face = float(np.median(took[1:] or took)) / len(rows)  # the first step warms up
     scoring = (len(selection) if selection is not None else 0) / 3  # forward is a third of a step
-    return recipe.epochs * (len(train) + scoring) * per_face / 60
+    return recipe.epochs * (work * len(train) + scoring) * per_face / 60
 
 
 # %% [markdown]

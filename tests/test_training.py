@@ -21,6 +21,7 @@ from fer_helpers.training import (
     batch_rows,
     detailed_lines,
     epoch_order,
+    epoch_size,
     estimate_minutes,
     stop_request,
 )
@@ -47,6 +48,7 @@ OPTIONS = {
     "mixing": {"mixup": 0.4, "cutmix": 1.0, "mix_until": 0.7, "class_weights": "effective"},
     "rare classes": {"sampler": "balanced", "logit_adjustment": 1.0, "class_weights": "none"},
     "last": {"keep": "last", "schedule": "cosine", "selection": None},
+    "growing": {"start_size": 8, "grow_until": 0.6},
     "bf16": {"precision": "bf16", "early_stop": 1},
 }
 
@@ -98,6 +100,23 @@ def test_every_option_trains_and_resumes_to_the_bit(tmp_path, name):
     assert result.best_epoch == whole.best_epoch
     kept = (load_model(tmp_path / folder / "best.safetensors") for folder in ("unbroken", "broken"))
     assert all(same_weights(loaded.model, unbroken) for loaded in kept)
+
+
+def test_pictures_grow_in_steps_of_eight_until_the_share_is_over(tmp_path):
+    grows = recipe(epochs=10, start_size=32, grow_until=0.6)
+    sides = [epoch_size(grows, epoch, 48) for epoch in range(10)]
+    assert sides == [32, 32, 40, 40, 40, 48, 48, 48, 48, 48]
+    assert {epoch_size(recipe(epochs=10), epoch, 48) for epoch in range(10)} == {48}
+    assert epoch_size(recipe(epochs=2, start_size=20, grow_until=1.0), 0, 22) == 20
+    seen = []
+
+    class Watching(Augment):
+        def __call__(self, images, preprocess, generator):
+            seen.append(preprocess.size)
+            return super().__call__(images, preprocess, generator)
+
+    train(tmp_path, epochs=2, start_size=8, grow_until=0.5, augment=Watching())
+    assert seen == [8] * 3 + [PREPROCESS.size] * 3
 
 
 def test_history_and_lines(tmp_path):
