@@ -1,0 +1,188 @@
+"""Does it pay? One change at a time, over seeds, scored on a slice of train nobody learns from.
+
+    python benchmarks/ablation.py --data data                        # every arm; continues
+    python benchmarks/ablation.py --data data --arms base "no attention"
+    python benchmarks/ablation.py --table                            # what is finished so far
+
+Every run is the network of `params/cpu.yaml` made smaller (see BUDGET), trained on FER2013's train
+folder without the 3,000 images of docs/results/fer2013-selection-slice.txt, and scored on those by
+the last weights of a schedule of fixed length. Nothing is chosen on them, and no test image is
+scored. Seeds are the outer loop, so that what is left unfinished is a seed rather than an arm. A
+run that is killed continues to the bit; a finished one is one JSON file in the folder `--out`.
+
+The table gives for each arm the mean accuracy over its seeds, and against the base the mean
+difference on the same images and seeds with a 95 % bootstrap interval (images and seeds drawn
+again), and McNemar's p for each seed.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fer_helpers.augment import Augment
+from fer_helpers.config import Config
+from fer_helpers.data import load_affectnet, load_fer2013
+from fer_helpers.data_check import clean_train
+from fer_helpers.evaluation import mcnemar, seeds_summary
+from fer_helpers.files import replace_file
+from fer_helpers.inference import pick_device, pick_precision, predict_logits
+from fer_helpers.models import build_model, swap_head
+from fer_helpers.preprocess import Preprocess
+from fer_helpers.runs import code_version
+from fer_helpers.training import train_phase
+
+ROOT = Path(__file__).parents[1]
+
+BUDGET = {"width": 16, "fer_epochs": 6, "affectnet_epochs": 4}
+"""What is smaller than in params/cpu.yaml: about ten minutes a run on two cores without bf16."""
+
+BASE = "base"
+ARMS = {
+    BASE: {},
+    "no attention": {"attention": "none"},
+    "phase 1 first": {"phases": "both"},
+    "cleaned": {"drop_conflicts": True, "drop_blanks": True},
+    "SE": {"attention": "se"},
+    "CBAM": {"attention": "cbam"},
+}
+"""What an arm changes. The base is FER2013 alone, with spatial attention after the last stage. The
+slice keeps twins together, so that no arm can learn copies of it."""
+
+
+def settings(arm: str, seed: int) -> Config:
+    """The parameters of one run."""
+    recipe = Config.from_yaml(ROOT / "params" / "cpu.yaml")
+    return recipe.changed(**{"phases": "fer2013", **BUDGET, **ARMS[arm], "seed": seed})
+
+
+def train(arm: str, seed: int, data: Path, folder: Path, where: dict) -> dict:
+    """Train one run to its end, or continue it; returns what the table needs."""
+    config = settings(arm, seed)
+    reading = {"selection_size": config.selection_size, "max_bad_share": config.max_bad_share,
+               "size": config.image_size}  # fmt: skip
+    fer = load_fer2013(data / "fer2013" / "train", data / "fer2013" / "test", **reading)
+    phases = {"fer2013": clean_train(
+        fer, drop_conflicts=config.drop_conflicts, drop_blanks=config.drop_blanks
+    )}  # fmt: skip
+    if config.phases == "both":
+        phases = {"affectnet": load_affectnet(data / "affectnet", grey=True, **reading), **phases}
+    preprocess = Preprocess(size=config.image_size, channels=config.input_channels, grey=True)
+    torch.manual_seed(seed)
+    model, classes, minutes = None, (), 0.0
+    for phase, splits in phases.items():
+        names = splits.train.class_names
+        if model is None:
+            model = build_model(len(names), **config.model_kwargs())
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            model = swap_head(model, classes, names, carry=config.carry_head, generator=generator)
+        classes = names
+        result = train_phase(
+            model, splits.train, splits.selection, config.recipe(phase), folder / phase,
+            name=f"{arm}, seed {seed}, {phase}", preprocess=preprocess, seed=seed,
+            augment=Augment(**config.augment_kwargs(phase)), commit=code_version(), **where,
+        )  # fmt: skip
+        if result.stopped:
+            raise KeyboardInterrupt
+        minutes += sum(row["seconds"] for row in result.history) / 60
+    logits = predict_logits(model, fer.selection, preprocess, **where)
+    return {
+        "arm": arm,
+        "seed": seed,
+        "right": (logits.argmax(1) == fer.selection.labels).astype(int).tolist(),
+        "trained_on": [len(splits.train) for splits in phases.values()],
+        "minutes": minutes,
+        "commit": code_version(),
+        "where": f"{where['device']}, {where['precision']}, {torch.get_num_threads()} threads",
+        "budget": BUDGET,
+    }
+
+
+def paired(base: Sequence[dict], arm: Sequence[dict], draws: int = 10_000) -> dict:
+    """Arm minus base over the seeds that both have.
+
+    Returns:
+        seeds, difference (mean, points of accuracy in 0..1), interval [low, high] from `draws`
+        two-way bootstrap samples (seeds and images, each with replacement), p_values by seed.
+    """
+    by_seed = {run["seed"]: np.array(run["right"], bool) for run in base}
+    pairs = {run["seed"]: np.array(run["right"], bool) for run in arm if run["seed"] in by_seed}
+    seeds = sorted(pairs)
+    gains = np.stack([pairs[s].astype(float) - by_seed[s] for s in seeds])
+    generator = np.random.default_rng(0)
+    means = np.empty(draws)
+    for draw in range(draws):
+        rows = generator.integers(len(seeds), size=len(seeds))
+        columns = generator.integers(gains.shape[1], size=gains.shape[1])
+        means[draw] = gains[rows].mean(0)[columns].mean()
+    return {
+        "seeds": seeds,
+        "difference": float(gains.mean()),
+        "interval": np.quantile(means, (0.025, 0.975)).tolist(),
+        "p_values": [mcnemar(pairs[s], by_seed[s])["p_value"] for s in seeds],
+    }
+
+
+def table(runs: Sequence[dict], arms: Sequence[str], seeds: Sequence[int]) -> str:
+    """The finished runs as a Markdown table; the unfinished ones are named below it."""
+    by_arm = {arm: sorted((r for r in runs if r["arm"] == arm), key=lambda r: r["seed"])
+              for arm in arms}  # fmt: skip
+    lines = [
+        "| arm | seeds | accuracy on the slice, % (sd) | minutes a run | against the base, points "
+        "(95 %) | McNemar's p by seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, found in by_arm.items():
+        if not found:
+            continue
+        scores = seeds_summary([100 * np.mean(run["right"]) for run in found])
+        spread = "" if scores["sd"] is None else f" ({scores['sd']:.2f})"
+        against, p_values = "", ""
+        shared = {run["seed"] for run in by_arm.get(BASE, ())} & {run["seed"] for run in found}
+        if arm != BASE and shared:
+            result = paired(by_arm[BASE], found)
+            low, high = (100 * end for end in result["interval"])
+            against = f"{100 * result['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+            p_values = ", ".join(f"{p:.3f}" for p in result["p_values"])
+        lines.append(
+            f"| {arm} | {', '.join(str(run['seed']) for run in found)} | {scores['mean']:.2f}"
+            f"{spread} | {np.mean([run['minutes'] for run in found]):.1f} | {against} "
+            f"| {p_values} |"
+        )
+    done = {(run["arm"], run["seed"]) for run in runs}
+    missing = [f"{arm} (seed {seed})" for arm in arms for seed in seeds if (arm, seed) not in done]
+    lines.append("\nUnfinished: " + (", ".join(missing) or "nothing") + ".")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT / "data")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablation")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0, help="0 leaves it to torch")
+    parser.add_argument("--table", action="store_true", help="train nothing, print the table")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = pick_device(options.device)
+    where = {"device": device, "precision": pick_precision("auto", device)}
+    for seed in () if options.table else options.seeds:
+        for arm in options.arms:
+            folder = options.out / f"{arm}-{seed}".replace(" ", "-")
+            if not (folder / "result.json").exists():
+                text = json.dumps(train(arm, seed, options.data, folder, where))
+                replace_file(folder / "result.json", partial(Path.write_text, data=text))
+    runs = [json.loads(path.read_text()) for path in options.out.glob("*/result.json")]
+    print(table(runs, options.arms, options.seeds))
+
+
+if __name__ == "__main__":
+    main()

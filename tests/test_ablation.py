@@ -1,0 +1,78 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fer_helpers.data import load_fer2013
+from fer_helpers.demo_faces import write_demo_faces
+
+ROOT = Path(__file__).parents[1]
+SLICE = ROOT / "docs" / "results" / "fer2013-selection-slice.txt"
+REAL = ROOT / "data" / "fer2013"
+
+
+@pytest.fixture
+def ablation():
+    place = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks" / "ablation.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+def result(arm, seed, right):
+    return {"arm": arm, "seed": seed, "right": right, "minutes": 2.0}
+
+
+def test_the_committed_slice_has_3000_names():
+    names = SLICE.read_text(encoding="utf-8").split()
+    assert len(names) == len(set(names)) == 3000
+    assert all(name.startswith("train/") for name in names)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs FER2013 in data/fer2013 (make data-dev)")
+def test_the_slice_is_the_committed_one_and_has_no_twin_in_train():
+    splits = load_fer2013(REAL / "train", REAL / "test", selection_size=3000, size=48)
+    assert sorted(splits.selection.files) == SLICE.read_text(encoding="utf-8").split()
+    assert not np.isin(splits.selection.pixel_hashes, splits.train.pixel_hashes).any()
+
+
+def test_differences_are_paired_by_seed_and_image(ablation):
+    base = [result("base", 0, [1, 0, 0, 0]), result("base", 1, [1, 1, 0, 0])]
+    arm = [result("SE", 0, [1, 1, 1, 0]), result("SE", 1, [1, 1, 1, 0]), result("SE", 7, [0] * 4)]
+    found = ablation.paired(base, arm, draws=500)
+    assert found["seeds"] == [0, 1]
+    assert found["difference"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+    low, high = found["interval"]
+    assert 0 <= low < found["difference"] < high <= 1
+    assert found["p_values"] == [pytest.approx(0.5), pytest.approx(1.0)]
+
+
+def test_the_table_names_what_is_unfinished(ablation):
+    runs = [result("base", 0, [1, 0, 1, 0]), result("base", 1, [1, 1, 1, 0]),
+            result("SE", 0, [1, 1, 1, 0])]  # fmt: skip
+    text = ablation.table(runs, ["base", "SE", "CBAM"], [0, 1])
+    assert "| base | 0, 1 | 62.50 (17.68) | 2.0 |  |  |" in text
+    assert "| SE | 0 | 75.00 | 2.0 | +25.00 (" in text
+    assert text.endswith("Unfinished: SE (seed 1), CBAM (seed 0), CBAM (seed 1).")
+
+
+@pytest.mark.slow
+def test_the_queue_trains_scores_and_does_not_repeat(ablation, tmp_path, monkeypatch, capsys):
+    small = {"width": 8, "fer_epochs": 1, "affectnet_epochs": 1, "selection_size": 40,
+             "max_bad_share": 0.1, "image_size": 32, "start_size": 16}  # fmt: skip
+    monkeypatch.setattr(ablation, "BUDGET", small)
+    data = write_demo_faces(tmp_path / "drawn", per_class=12)
+    monkeypatch.setattr(sys, "argv", [
+        "ablation", "--data", str(data), "--out", str(tmp_path / "out"), "--seeds", "3",
+    ])  # fmt: skip
+    ablation.main()
+    assert "Unfinished: nothing." in capsys.readouterr().out
+    files = sorted((tmp_path / "out").glob("*/result.json"))
+    assert len(files) == len(ablation.ARMS)
+    assert {len(json.loads(file.read_text())["right"]) for file in files} <= {39, 40}
+    before = {file: file.stat().st_mtime_ns for file in files}
+    ablation.main()
+    assert before == {file: file.stat().st_mtime_ns for file in files}
