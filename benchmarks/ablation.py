@@ -5,7 +5,7 @@
     python benchmarks/ablation.py --table                            # what is finished so far
 
 Every run is the network of `params/cpu.yaml` made smaller (see BUDGET), trained on FER2013's train
-folder without the 3,000 images of docs/results/fer2013-selection-slice.txt, and scored on those by
+folder without the 3,000 images of docs/results/fer2013-selection-slice.txt and scored on those by
 the last weights of a schedule of fixed length. Nothing is chosen on them, and no test image is
 scored. Seeds are the outer loop, so that what is left unfinished is a seed rather than an arm. A
 run that is killed continues to the bit; a finished one is one JSON file in the folder `--out`.
@@ -18,6 +18,7 @@ again), and McNemar's p for each seed.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import torch
 
 from fer_helpers.augment import Augment
 from fer_helpers.config import Config
-from fer_helpers.data import load_affectnet, load_fer2013
+from fer_helpers.data import SelectionSet, Splits, load_affectnet, load_fer2013
 from fer_helpers.data_check import clean_train
 from fer_helpers.evaluation import mcnemar, seeds_summary
 from fer_helpers.files import replace_file
@@ -37,6 +38,8 @@ from fer_helpers.runs import code_version
 from fer_helpers.training import train_phase
 
 ROOT = Path(__file__).parents[1]
+
+SLICE = ROOT / "docs" / "results" / "fer2013-selection-slice.txt"
 
 BUDGET = {"width": 16, "fer_epochs": 6, "affectnet_epochs": 4}
 """What is smaller than in params/cpu.yaml: about ten minutes a run on two cores without bf16."""
@@ -60,17 +63,29 @@ def settings(arm: str, seed: int) -> Config:
     return recipe.changed(**{"phases": "fer2013", **BUDGET, **ARMS[arm], "seed": seed})
 
 
+def cut_slice(splits: Splits) -> Splits:
+    """FER2013 with the listed images of train to choose on, whatever its test folder holds."""
+    train = splits.train
+    names = SLICE.read_text(encoding="utf-8").split()
+    listed = np.isin(train.files, names)
+    if listed.sum() != len(names):
+        raise SystemExit(f"{train.dataset} in --data lacks images that {SLICE.name} names.")
+    selection = train.take(listed, SelectionSet, split="selection")
+    return replace(splits, train=train.take(~listed), selection=selection)
+
+
 def train(arm: str, seed: int, data: Path, folder: Path, where: dict) -> dict:
     """Train one run to its end, or continue it; returns what the table needs."""
     config = settings(arm, seed)
-    reading = {"selection_size": config.selection_size, "max_bad_share": config.max_bad_share,
-               "size": config.image_size}  # fmt: skip
-    fer = load_fer2013(data / "fer2013" / "train", data / "fer2013" / "test", **reading)
+    reading = {"max_bad_share": config.max_bad_share, "size": config.image_size}
+    fer = cut_slice(load_fer2013(data / "fer2013" / "train", data / "fer2013" / "test", **reading,
+                                 selection_size=0))  # fmt: skip
     phases = {"fer2013": clean_train(
         fer, drop_conflicts=config.drop_conflicts, drop_blanks=config.drop_blanks
     )}  # fmt: skip
     if config.phases == "both":
-        phases = {"affectnet": load_affectnet(data / "affectnet", grey=True, **reading), **phases}
+        first = load_affectnet(data / "affectnet", grey=True, selection_size=1000, **reading)
+        phases = {"affectnet": first, **phases}
     preprocess = Preprocess(size=config.image_size, channels=config.input_channels, grey=True)
     torch.manual_seed(seed)
     model, classes, minutes = None, (), 0.0
