@@ -41,6 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
         "detect: always look; none: every picture is one face (default: %(default)s)",
     )
     parser.add_argument(
+        "--balanced",
+        action="store_true",
+        help="read the model so that rare classes are found more often, at some accuracy",
+    )
+    parser.add_argument(
         "--min-confidence",
         type=float,
         metavar="P",
@@ -65,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fer_helpers.checkpoints import CheckpointError
     from fer_helpers.export import ExportError
     from fer_helpers.faces import DetectorError
-    from fer_helpers.prediction import PredictionError, predict_images
+    from fer_helpers.prediction import PredictionError, load_classifier, predict_images
 
     try:
         for folder in (options.annotate, options.csv and options.csv.parent):
@@ -73,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 folder.mkdir(parents=True, exist_ok=True)
         table = predict_images(
             options.pictures,
-            options.model,
+            load_classifier(options.model, balanced=options.balanced),
             crop=options.crop,
             min_confidence=options.min_confidence,
             views=options.views,

@@ -130,6 +130,8 @@ class Classifier:
         temperature: the logits are divided by it before the softmax.
         min_confidence: probability (0 to 1) below which an answer is uncertain.
         note: stands in the note of every answer; "model trained on drawn faces" for such a model.
+        shift: added to the logits, one number per class; empty for none. The balanced operating
+            point is such a shift.
     """
 
     model: Callable[[torch.Tensor], torch.Tensor]
@@ -138,6 +140,7 @@ class Classifier:
     temperature: float = 1.0
     min_confidence: float = 0.0
     note: str = ""
+    shift: tuple[float, ...] = ()
 
     @property
     def margin(self) -> float:
@@ -174,7 +177,7 @@ class Classifier:
             )
         if not np.isfinite(logits).all():
             raise PredictionError("The model's outputs are not finite: its weights are damaged.")
-        scaled = torch.from_numpy(logits).double() / self.temperature
+        scaled = torch.from_numpy(logits + np.array(self.shift or 0.0)).double() / self.temperature
         return torch.softmax(scaled, dim=1).numpy()
 
     def _logits(self, faces: Sequence[Image.Image], views: int, batch_size: int) -> np.ndarray:
@@ -237,6 +240,7 @@ def load_classifier(
     class_names: Sequence[str] | None = None,
     *,
     temperature: float | None = None,
+    balanced: bool = False,
 ) -> Classifier:
     """Bring whatever was given as a model together with what belongs to it.
 
@@ -247,9 +251,12 @@ def load_classifier(
         transform: wins over the checkpoint's preprocessing.
         class_names: win over the checkpoint's.
         temperature: wins over the checkpoint's.
+        balanced: read the model at its balanced operating point, which finds more of the rare
+            classes and is right a little less often (see `protocol.balance`).
 
     Raises:
-        PredictionError: a bare module without transform or class names.
+        PredictionError: a bare module without transform or class names, or a model that carries no
+            balanced operating point.
         CheckpointError: no such checkpoint, or none at all.
     """
     if model is None or isinstance(model, str | os.PathLike):
@@ -275,10 +282,18 @@ def load_classifier(
         raise PredictionError(f"temperature is {temperature:g}: give a number above 0.")
     extra = getattr(model, "extra", None) or {}
     least = getattr(model, "min_confidence", None) or extra.get("min_confidence") or 0.0
+    shift = tuple(getattr(model, "shift", ()))
+    if balanced and not shift:
+        shift = tuple(extra.get("balanced_shift") or ())
+        if len(shift) != len(class_names):
+            raise PredictionError(
+                "The model carries no balanced operating point: train it with this version and a "
+                "selection set, or leave balanced out."
+            )
     note = getattr(model, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
     if whole:  # a checkpoint holds the module, an exported model runs by itself
         model = model.model if hasattr(model, "model") else model.run
-    return Classifier(model, transform, tuple(class_names), temperature, float(least), note)
+    return Classifier(model, transform, tuple(class_names), temperature, float(least), note, shift)
 
 
 # %% [markdown]

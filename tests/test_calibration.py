@@ -6,6 +6,7 @@ import pytest
 from fer_helpers.calibration import (
     abstain_threshold,
     answered_above,
+    fit_tau,
     fit_temperature,
     logit_adjust,
     reliability,
@@ -117,3 +118,22 @@ def test_risk_coverage_by_hand():
 def test_logits_are_not_taken_for_probabilities():
     with pytest.raises(ValueError, match=r"pass softmax\(logits\)"):
         risk_coverage(np.array([[2.0, -1.0]]), np.array([0]))
+
+
+def test_tau_is_the_one_with_the_best_macro_f1_and_0_where_nothing_helps():
+    random = np.random.default_rng(0)
+    prior = np.array([0.9, 0.1])
+    labels = (random.random(4000) < prior[1]).astype(int)
+    evidence = random.normal(size=4000) + 1.5 * labels
+    # A network that has learned the class shares: log prior plus what it sees.
+    logits = np.stack([np.zeros(4000), 1.5 * evidence - 1.125], 1) + np.log(prior)
+
+    def macro_f1(tau):
+        guess = logit_adjust(logits, prior, tau).argmax(1)
+        return np.mean([2 * ((guess == k) & (labels == k)).sum()
+                        / ((guess == k).sum() + (labels == k).sum()) for k in (0, 1)])  # fmt: skip
+
+    tau = fit_tau(logits, labels, prior)
+    assert 0 < tau < 1.5
+    assert macro_f1(tau) == max(macro_f1(t) for t in np.arange(31) / 20) > macro_f1(0.0)
+    assert fit_tau(10 * np.eye(2)[labels], labels, prior) == 0

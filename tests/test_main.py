@@ -137,3 +137,18 @@ def test_help_does_not_wait_for_torch():
     )
     assert done.stdout.splitlines()[-1] == "0 False"
     assert "--min-confidence" in done.stdout
+
+
+def test_balanced_reads_the_model_at_its_other_point(folder, tmp_path, capsys):
+    torch.manual_seed(0)
+    net = build_model(7, backbone="resnet18", stem="small1", width=8, head_hidden=0)
+    kept = {"preprocess": Preprocess(size=32, grey=True)}
+    save_model("plain.safetensors", net.eval(), NAMES, **kept)
+    shift = [0.0, 99.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    save_model("both.safetensors", net, NAMES, **kept, extra={"balanced_shift": shift})
+    main([str(folder), "--model", "both.safetensors"])
+    assert "Disgust" not in capsys.readouterr().out
+    assert main([str(folder), "--model", "both.safetensors", "--balanced"]) == 0
+    assert capsys.readouterr().out.count("Disgust 100.0 %") == 3
+    assert main([str(folder), "--model", "plain.safetensors", "--balanced"]) == 2
+    assert "no balanced operating point" in capsys.readouterr().err

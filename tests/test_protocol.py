@@ -3,8 +3,14 @@ import pytest
 
 from fer_helpers import protocol
 from fer_helpers.data import SelectionSet, Splits, TestSet
-from fer_helpers.evaluation import evaluate, fit_temperature
-from fer_helpers.protocol import describe_selection, score_table, score_tests
+from fer_helpers.evaluation import evaluate, fit_tau, fit_temperature, logit_adjust
+from fer_helpers.protocol import (
+    balance,
+    describe_selection,
+    points_table,
+    score_table,
+    score_tests,
+)
 from tests.tiny import PREPROCESS, faces, net, scored_faces, selection_faces
 
 LEAK_FREE = np.arange(12) % 4 != 0
@@ -141,3 +147,32 @@ def test_table_without_intervals(asked):
 def test_what_was_chosen_on_in_words():
     assert describe_selection(None) == "none"
     assert describe_selection(selection_faces(n=1200)) == "Tiny selection (1,200)"
+
+
+def test_the_balanced_point_is_chosen_on_the_selection_set_and_says_so(asked):
+    given = splits()
+    results, temperature = score(given)
+    asked.clear()
+    balanced, shift = balance(
+        net(), given, PREPROCESS, results[0], temperature=temperature, bootstrap=50
+    )
+    assert asked == [(SelectionSet, "selection", 1)]
+    chosen_on = protocol.predict_logits(None, given.selection, None, views=1)
+    prior = given.train.counts()
+    tau = fit_tau(chosen_on, given.selection.labels, prior)
+    np.testing.assert_allclose(shift, -tau * np.log(prior / prior.sum()))
+    np.testing.assert_allclose(balanced.logits, logit_adjust(results[0].logits, prior, tau))
+    (entry,) = balanced.entries
+    assert entry["stamp"]["note"] == f"balanced operating point, tau {tau:.2f}"
+    assert not entry["headline"]
+    assert entry["leak_free"]["n"] == LEAK_FREE.sum()
+    table = points_table(results[0], balanced)
+    assert list(table.index) == ["accuracy-best", "balanced"]
+    right = (balanced.logits.argmax(1) == given.tests[0].labels).mean()
+    assert table.loc["balanced", "accuracy"] == pytest.approx(100 * right, abs=0.05)
+
+
+def test_without_a_selection_set_there_is_no_balanced_point(asked):
+    given = splits(selection=False)
+    with pytest.raises(ValueError, match="SELECTION_SIZE"):
+        balance(net(), given, PREPROCESS, score(given)[0][0])
