@@ -113,12 +113,21 @@ def save_model(
 
 
 def newest_model(folder: str | Path = "runs") -> Path | None:
-    """The model of the run in `folder` that ended last, else the shipped one, else None."""
+    """The model of the run in `folder` that ended last, else the shipped one, else None.
+
+    A run on drawn faces knows nothing about people, so it comes last of all.
+    """
     found = list(Path(folder).glob("*/model.safetensors")) if Path(folder).is_dir() else []
-    if found:
-        return max(found, key=lambda path: (path.stat().st_mtime, path.parent.name))
-    shipped = sorted(SHIPPED.glob("*.safetensors"))
-    return shipped[-1] if shipped else None
+    found.sort(key=lambda path: (path.stat().st_mtime, path.parent.name), reverse=True)
+    real = (path for path in found if not _drawn(path))
+    return next(real, None) or next(SHIPPED.glob("*.safetensors"), None) or next(iter(found), None)
+
+
+def _drawn(path: Path) -> bool:
+    try:
+        return _read_about(path)["extra"]["origin"] == "drawn"
+    except (CheckpointError, KeyError, TypeError):
+        return False  # what is wrong with the file is said when it is loaded
 
 
 def load_model(
@@ -127,9 +136,9 @@ def load_model(
     """Rebuild a model from its file alone.
 
     Args:
-        path: a model file, a run folder or a phase's folder in it; None takes the newest run's
-            model in `runs`, else the model that is shipped with the package. Of a run that has not
-            reached its end, the best model so far.
+        path: a model file, a run folder or a phase's folder in it; None takes the model of the
+            newest run on real faces in `runs`, else the one that is shipped with the package, else
+            that of a run on drawn faces. Of a run that has not reached its end, the best so far.
         device: where the model goes, whatever device it was trained on.
         runs: where to look for runs when `path` is None.
 

@@ -150,6 +150,19 @@ def test_run_folder_phase_folder_and_newest_run(tmp_path):
         assert load_model(folder).path.name == "best.safetensors"
 
 
+def test_a_run_on_drawn_faces_answers_only_where_nothing_else_can(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path / "weights")
+    for folder, origin, time in (("demo", "drawn", 300), ("old", "real", 100)):
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+        os.utime(saved(tmp_path / "runs" / folder, extra={"origin": origin}), (time, time))
+    assert newest_model(tmp_path / "runs").parent.name == "old"
+    (tmp_path / "runs" / "old" / "model.safetensors").unlink()
+    assert newest_model(tmp_path / "runs").parent.name == "demo"
+    (tmp_path / "weights").mkdir()
+    shipped = saved(tmp_path / "weights")
+    assert newest_model(tmp_path / "runs") == shipped == newest_model(tmp_path / "nowhere")
+
+
 def test_no_model_anywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path / "weights")
     with pytest.raises(CheckpointError, match="run the notebook once"):
