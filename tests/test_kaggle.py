@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from safetensors.torch import save_file
+from torchvision.models import resnet18
 
 from fer_helpers import kaggle
 from fer_helpers.config import ConfigError
@@ -329,25 +331,47 @@ print(json.dumps({name: module.__file__ for name, module in sorted(sys.modules.i
                   if name.startswith("fer_helpers")}))"""
 
 
-def run_as_on_kaggle(notebook: Path, folder: Path, **parameters):
-    """Run a staged notebook in a folder of its own; `fer_helpers` may come from nowhere else."""
+def run_as_on_kaggle(notebook: Path, folder: Path, inputs: Path | None = None, **parameters) -> str:
+    """Run a staged notebook in a folder of its own; `fer_helpers` may come from nowhere else.
+
+    There is no internet and nothing in the user's caches. `FER_KAGGLE_PYTHON` may name the Python
+    of an environment with Kaggle's versions.
+
+    Args:
+        notebook: the staged file.
+        folder: the working folder, made here.
+        inputs: stands for `/kaggle/input`.
+        parameters: replace those of `params/demo.yaml`.
+
+    Returns:
+        everything the notebook printed.
+    """
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # closed
+    environment |= dict.fromkeys(("HOME", "USERPROFILE"), str(folder.parent / "home"))
     environment["KAGGLE_KERNEL_RUN_TYPE"] = "Batch"
     demo = yaml.safe_load((ROOT / "params" / "demo.yaml").read_text(encoding="utf-8"))
     (folder.parent / "values.yaml").write_text(yaml.safe_dump(demo | parameters))
     received = nbformat.read(notebook, as_version=4)
+    if inputs is not None:
+        code = f"from fer_helpers import mounts\nmounts.KAGGLE_INPUT = mounts.Path({str(inputs)!r})"
+        at = next(i for i, c in enumerate(received.cells) if c.id == "embedded-modules") + 1
+        received.cells.insert(at, nbformat.v4.new_code_cell(code))
     received.cells.append(nbformat.v4.new_code_cell(PROBE))
     nbformat.write(received, folder.parent / "received.ipynb")
-    command = [sys.executable, "-m", "papermill", "../received.ipynb", "../done.ipynb"]
+    python = os.environ.get("FER_KAGGLE_PYTHON", sys.executable)
+    command = [python, "-m", "papermill", "../received.ipynb", "../done.ipynb"]
     command += ["-f", "../values.yaml", "--no-progress-bar"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    last = nbformat.read(folder.parent / "done.ipynb", as_version=4).cells[-1]
-    loaded = json.loads(last.outputs[0].text)
+    cells = nbformat.read(folder.parent / "done.ipynb", as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    loaded = json.loads(outputs[-1].text)
     assert {"fer_helpers.models", "fer_helpers.training"} <= set(loaded)
     for name, file in loaded.items():
         assert Path(file).resolve().is_relative_to(folder.resolve()), name
+    return "".join(output.get("text", "") for output in outputs)
 
 
 @pytest.mark.slow
@@ -359,8 +383,12 @@ def test_received_notebook_runs_in_an_empty_folder(client, tmp_path):
 
 
 QUICK = {  # the same cells, few faces
+    "BACKBONE": "resnet18",
+    "PRETRAINED": "imagenet",
+    "STEM": "imagenet",
+    "INPUT_CHANNELS": 3,
+    "WIDTH": 64,
     "IMAGE_SIZE": 24,
-    "WIDTH": 8,
     "MAX_IMAGES": 120,
     "SELECTION_SIZE": 40,
     "AFFECTNET_EPOCHS": 2,
@@ -373,18 +401,23 @@ QUICK = {  # the same cells, few faces
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mount", ["{slug}", "datasets/{owner}/{slug}"])
+@pytest.mark.parametrize("mount", ["{slug}", "{kind}/{owner}/{slug}"])
 def test_second_session_goes_on_where_the_first_was_stopped(tmp_path, mount):
     # Mounts as Kaggle lays them, in both of its ways, and the parameters of kaggle.yaml's kind.
     inputs = tmp_path / "kaggle" / "input"
-    faces = write_demo_faces(tmp_path / "faces", per_class=15)
-    for source, owner, slug in (
-        ("affectnet", "dollyprajapati182", "balanced-affectnet"),
-        ("fer2013", "msambare", "fer2013"),
-    ):
-        target = inputs / mount.format(owner=owner, slug=slug)
+
+    def attach(source, kind, owner, slug):
+        target = inputs / mount.format(kind=kind, owner=owner, slug=slug)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(faces / source, target)
+        shutil.move(source, target)
+        return target
+
+    faces = write_demo_faces(tmp_path / "faces", per_class=15)
+    attach(faces / "affectnet", "datasets", "dollyprajapati182", "balanced-affectnet")
+    attach(faces / "fer2013", "datasets", "msambare", "fer2013")
+    (tmp_path / "weights").mkdir()
+    save_file(resnet18().state_dict(), tmp_path / "weights" / "resnet18.safetensors")
+    attach(tmp_path / "weights", "datasets", "somebody", "imagenet-weights")
     parameters = QUICK | {
         "AFFECTNET_DIR": str(inputs / "balanced-affectnet"),
         "FER_TRAIN_DIR": str(inputs / "fer2013" / "train"),
@@ -395,15 +428,18 @@ def test_second_session_goes_on_where_the_first_was_stopped(tmp_path, mount):
         "RESUME": "auto",
     }
     staged = stage(tmp_path / "staged", user="tester")
-    run_as_on_kaggle(staged, tmp_path / "first", **parameters, TIME_BUDGET_MINUTES=0.01)
+    printed = run_as_on_kaggle(
+        staged, tmp_path / "first", inputs, **parameters, TIME_BUDGET_MINUTES=0.01
+    )
+    assert "A new run." in printed
+    assert "backbone from resnet18.safetensors" in printed
     begun = tmp_path / "first" / "runs" / "kaggle"
     assert json.loads((begun / "run.json").read_text())["finished"] is False
 
-    attached = inputs / "facial-emotion-recognition" / "runs" / "kaggle"
-    shutil.copytree(begun, attached)
-    parameters["RESUME"] = str(attached)
-    run_as_on_kaggle(staged, tmp_path / "second", **parameters)
-    folder = next(path.parent for path in tmp_path.rglob("kaggle/run.json") if path.parent != begun)
+    output = attach(tmp_path / "first", "notebooks", "tester", "facial-emotion-recognition")
+    printed = run_as_on_kaggle(staged, tmp_path / "second", inputs, **parameters)
+    assert f"Continues {output / 'runs' / 'kaggle'}" in printed
+    folder = tmp_path / "second" / "runs" / "kaggle"
     assert json.loads((folder / "run.json").read_text())["finished"] is True
     history = (folder / "history.csv").read_text()
     assert history.count("affectnet") == 2
