@@ -4,7 +4,7 @@
     python -m fer_helpers.kaggle --user NAME    # when no Kaggle configuration says your name
 
 Kaggle takes exactly one notebook, so the modules travel inside it, packed into one cell. Readable
-`%%writefile` cells were weighed first: as JSON they are 1.2 times the size of the sources, which
+`%%writefile` cells were weighed first: as JSON they are 1.3 times the size of the sources, which
 passes the 500 KB that a staged notebook may have, and a reader on Kaggle would scroll through
 thousands of lines before the first figure. Packed they are 0.4 times the size, exact to the byte
 (`%%writefile` changes the end of a file), and become plain files in the working folder anyway.

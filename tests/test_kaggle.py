@@ -212,6 +212,51 @@ def test_the_projects_own_notebook_is_small_valid_and_complete(tmp_path):
         assert (tmp_path / "empty" / name).read_bytes() == (ROOT / name).read_bytes()
 
 
+# The repository's notebook, opened by hand
+
+
+def setup_cell() -> str:
+    """The code that looks for the package, from the notebook that is opened without it."""
+    cells = nbformat.read(ROOT / kaggle.NOTEBOOK, as_version=4).cells
+    return next(cell.source for cell in cells if "if not HELPERS_URL" in cell.source)
+
+
+def run_without_packages(code, folder, **environment):
+    """In a folder of its own, with the standard library alone."""
+    folder.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    command = [sys.executable, "-S", "-"]
+    return subprocess.run(
+        command, input=code, cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def test_without_the_package_the_notebook_says_which_file_to_import(tmp_path):
+    done = run_without_packages("HELPERS_URL = ''\n" + setup_cell(), tmp_path / "empty")
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ModuleNotFoundError: fer_helpers is not here")
+    assert "make kaggle" in said and "build/kaggle/*.ipynb" in said and "HELPERS_URL" in said
+
+
+def test_helpers_url_is_installed_and_nothing_else(tmp_path):
+    pytest.importorskip("pip")
+    wheel = tmp_path / "fer_helpers-9.9-py3-none-any.whl"
+    about = {
+        "METADATA": "Metadata-Version: 2.1\nName: fer-helpers\nVersion: 9.9\nRequires-Dist: x\n",
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("fer_helpers/__init__.py", "print('here')")
+        for name, text in about.items():
+            file.writestr(f"fer_helpers-9.9.dist-info/{name}", text)
+    code = f"HELPERS_URL = {str(wheel)!r}\n{setup_cell()}\nimport fer_helpers"
+    place = tmp_path / "working"
+    done = run_without_packages(code, place, PIP_TARGET=str(place), PIP_NO_INDEX="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("here\n")
+
+
 # The real command-line client against a server of our own
 
 
