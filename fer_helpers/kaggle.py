@@ -65,12 +65,15 @@ class KaggleError(RuntimeError):
 def package_modules(package: Path) -> dict[str, str]:
     """The sources to embed: every `.py` file below `package`, by its path as imported, sorted.
 
+    What Jupyter keeps in hidden folders (`.ipynb_checkpoints`) is none of them.
+
     Raises:
         KaggleError: the folder holds none.
     """
     modules = {
         path.relative_to(package.parent).as_posix(): path.read_bytes().decode()
         for path in sorted(package.rglob("*.py"))
+        if not any(part.startswith(".") for part in path.relative_to(package).parts)
     }
     if not modules:
         raise KaggleError(f"{package} holds no Python module: stage from a checkout.")

@@ -42,8 +42,10 @@ def project(tmp_path, monkeypatch):
         path = root / "fer_helpers" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    (root / "fer_helpers" / "weights").mkdir()
-    (root / "fer_helpers" / "weights" / "model.safetensors").write_bytes(b"weights")
+    for name in ("weights/model.safetensors", ".ipynb_checkpoints/empty-checkpoint.py"):
+        path = root / "fer_helpers" / name
+        path.parent.mkdir()
+        path.write_bytes(b"not to be embedded")
     cells = [
         nbformat.v4.new_markdown_cell("# Faces", id="title"),
         nbformat.v4.new_code_cell("SEED: int = 42", metadata={"tags": ["parameters"]}, id="given"),
@@ -92,7 +94,7 @@ def test_embedded_modules_are_the_files_byte_for_byte(project, tmp_path):
     found = {
         path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*.*")
     }
-    assert found == MODULES  # and no weights
+    assert found == MODULES  # and no weights, no checkpoints of an editor
 
 
 def test_staging_twice_gives_identical_bytes(project):
