@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -111,8 +112,12 @@ def _with_hub(source: Source, target: Path, cli_said: str) -> None:
         said = "kagglehub is not installed (pip install 'fer-helpers[kaggle]')"
     else:
         try:
-            shutil.copytree(kagglehub.dataset_download(source.handle), target)
+            with _checked_unpacking():
+                unpacked = kagglehub.dataset_download(source.handle)
+            shutil.copytree(unpacked, target)
             return
+        except DataError:
+            raise
         except Exception as error:  # requests, kagglehub and the system each raise their own
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise DataError(
@@ -121,6 +126,27 @@ def _with_hub(source: Source, target: Path, cli_said: str) -> None:
         f"terms, or download it in a browser from kaggle.com/datasets/{source.handle} and unzip "
         f"it so that it holds the folders {', '.join(source.splits)}"
     )
+
+
+@contextmanager
+def _checked_unpacking() -> Iterator[None]:
+    """Look at every member's name whenever a zip file is unpacked meanwhile.
+
+    kagglehub unpacks by itself and deletes the archive. What `zipfile` would do with a name that
+    leaves the folder is to put it inside under another name, and nobody would hear of it. (For tar
+    files kagglehub asks for the filter that refuses.)
+    """
+    extract_all = zipfile.ZipFile.extractall
+
+    def checked(file: zipfile.ZipFile, *arguments, **keywords) -> None:
+        _refuse_leaving(file)
+        extract_all(file, *arguments, **keywords)
+
+    zipfile.ZipFile.extractall = checked
+    try:
+        yield
+    finally:
+        zipfile.ZipFile.extractall = extract_all
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -132,14 +158,8 @@ def unpack(archive: Path, target: Path) -> None:
     """
     try:
         with zipfile.ZipFile(archive) as file:
-            members = file.infolist()
-            for member in members:
-                if _leaves(member):
-                    raise DataError(
-                        f"{archive} holds {member.filename!r}, which would be written outside of "
-                        "its folder: nothing was unpacked, so delete it and download it again"
-                    )
-            size = sum(member.file_size for member in members)
+            _refuse_leaving(file)
+            size = sum(member.file_size for member in file.infolist())
             free = shutil.disk_usage(archive.parent).free
             if size > free:
                 raise DataError(
@@ -151,6 +171,15 @@ def unpack(archive: Path, target: Path) -> None:
         raise DataError(
             f"{archive} is not a complete zip file ({error}): delete it and download it again"
         ) from error
+
+
+def _refuse_leaving(file: zipfile.ZipFile) -> None:
+    for member in file.infolist():
+        if _leaves(member):
+            raise DataError(
+                f"{file.filename} holds {member.filename!r}, which would be written outside of its "
+                "folder: nothing was unpacked, so delete it and download it again"
+            )
 
 
 def _leaves(member: zipfile.ZipInfo) -> bool:

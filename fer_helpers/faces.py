@@ -28,6 +28,7 @@ import functools
 import hashlib
 import math
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fer_helpers.mounts import attached_files
 from fer_helpers.sources import FetchError, fetch
 
 MODEL_NAME = "face_detection_yunet_2023mar.onnx"
@@ -136,7 +138,7 @@ def find_model(path: str | Path | None = None, *, cache_dir: str | Path | None =
         import platformdirs  # comes with every Jupyter installation
 
         cache_dir = platformdirs.user_cache_path("fer_helpers", appauthor=False)
-    for candidate in (Path(cache_dir) / MODEL_NAME, *_kaggle_inputs()):
+    for candidate in (Path(cache_dir) / MODEL_NAME, *attached_files(re.escape(MODEL_NAME))):
         with contextlib.suppress(OSError):
             content = candidate.read_bytes()
             if hashlib.sha256(content).hexdigest() == MODEL_SHA256:
@@ -160,13 +162,6 @@ def _fetch_model(url: str) -> bytes | str:
     if hashlib.sha256(content).hexdigest() != MODEL_SHA256:
         return f"What {url} sent is not {MODEL_NAME} (its SHA-256 differs), so it was not used."
     return content
-
-
-def _kaggle_inputs() -> list[Path]:
-    """Copies of the file among the data sets attached to a Kaggle notebook."""
-    patterns = [f"{'*/' * depth}{MODEL_NAME}" for depth in range(1, 7)]
-    root = Path("/kaggle/input")
-    return [file for pattern in patterns for file in sorted(root.glob(pattern))]
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -4,7 +4,7 @@
     python -m fer_helpers.kaggle --user NAME    # when no Kaggle configuration says your name
 
 Kaggle takes exactly one notebook, so the modules travel inside it, packed into one cell. Readable
-`%%writefile` cells were weighed first: as JSON they are 1.2 times the size of the sources, which
+`%%writefile` cells were weighed first: as JSON they are 1.3 times the size of the sources, which
 passes the 500 KB that a staged notebook may have, and a reader on Kaggle would scroll through
 thousands of lines before the first figure. Packed they are 0.4 times the size, exact to the byte
 (`%%writefile` changes the end of a file), and become plain files in the working folder anyway.
@@ -65,12 +65,15 @@ class KaggleError(RuntimeError):
 def package_modules(package: Path) -> dict[str, str]:
     """The sources to embed: every `.py` file below `package`, by its path as imported, sorted.
 
+    What Jupyter keeps in hidden folders (`.ipynb_checkpoints`) is none of them.
+
     Raises:
         KaggleError: the folder holds none.
     """
     modules = {
         path.relative_to(package.parent).as_posix(): path.read_bytes().decode()
         for path in sorted(package.rglob("*.py"))
+        if not any(part.startswith(".") for part in path.relative_to(package).parts)
     }
     if not modules:
         raise KaggleError(f"{package} holds no Python module: stage from a checkout.")

@@ -6,7 +6,6 @@ checked wherever the file came from.
 """
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-KAGGLE_INPUT = Path("/kaggle/input")
+from fer_helpers.mounts import attached_files
+
 CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.", "attention.")
 
 
@@ -102,14 +102,7 @@ def _imagenet_file(backbone: str) -> Path:
 
 def _attached(backbone: str) -> Path | None:
     """The first file under Kaggle's inputs named like the weights: resnet34-b627a593.pth."""
-    wanted = re.compile(rf"{backbone}(?![0-9]).*\.(pth|safetensors)")
-    for folder, folders, files in os.walk(KAGGLE_INPUT):
-        # Image folders hold no weights, and listing them takes minutes on Kaggle's mounts.
-        folders[:] = sorted(set(folders) - {"train", "val", "valid", "test"})
-        for name in sorted(files):
-            if wanted.fullmatch(name):
-                return Path(folder, name)
-    return None
+    return next(attached_files(rf"{backbone}(?![0-9]).*\.(pth|safetensors)"), None)
 
 
 def _promised_hash(path: Path) -> str | None:

@@ -41,7 +41,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -56,6 +56,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from fer_helpers.files import replace_file
+from fer_helpers.mounts import attached_files
 from fer_helpers.plots import savefig
 
 STATE = "run.json"
@@ -120,7 +121,8 @@ def _probe(folder: Path) -> None:
 #
 # Whether a folder may be continued is decided by its *fingerprint*: the parameters and the data
 # hashes that change the result. Paths, time budgets and the number of workers are not part of it,
-# so a run may move to another machine and go on there.
+# so a run may move to another machine and go on there. On Kaggle an unfinished run of the same
+# fingerprint among the attached inputs, the output of an earlier session, is copied and continued.
 
 
 # %%
@@ -214,9 +216,10 @@ def open_run(
     """Decide which folder this run writes to, and make sure, before any training, that it can.
 
     With `resume="auto"` a named folder of the same fingerprint is continued, and without a name the
-    newest unfinished one is. With `resume="never"` an existing named folder is moved aside to
+    newest unfinished one is; where there is none, a copy of the newest unfinished one among
+    Kaggle's attached inputs is. With `resume="never"` an existing named folder is moved aside to
     `name-1`, `name-2` ... With a path as `resume` that folder is continued; if it cannot be written
-    (Kaggle's attached output) it is copied to `output_dir` first. No run is overwritten or deleted.
+    it is copied to `output_dir` first. No run is overwritten or deleted.
 
     Args:
         output_dir: The folder of all runs; made if it does not exist.
@@ -241,17 +244,12 @@ def open_run(
     wanted = json.loads(json.dumps({**fingerprint, "origin": origin}, default=str))
 
     named = output / run_name
-    if str(resume) not in {"auto", "never"}:
+    resume = str(resume)
+    if resume not in {"auto", "never"}:
         run = _continue(Path(resume), output, run_name, wanted, origin)
-    elif not run_name:
-        earlier = _newest_unfinished(output, wanted) if str(resume) == "auto" else None
-        if earlier is not None:
-            run = _continue(earlier, output, "", wanted, origin)
-        else:
-            run = _start(_time_named(output), wanted, origin, "A new run.")
-    elif not named.exists() or _holds_no_run(named):
-        run = _start(named, wanted, origin, "A new run.")
-    elif str(resume) == "never":
+    elif not run_name or not named.exists() or _holds_no_run(named):
+        run = _begin(output, run_name, wanted, origin, look=resume == "auto")
+    elif resume == "never":
         aside = _free_name(output, run_name)
         with _explained("move aside", named):
             named.rename(aside)
@@ -274,17 +272,40 @@ def _holds_no_run(folder: Path) -> bool:
     )
 
 
+def _now() -> str:
+    return datetime.now().isoformat(timespec="microseconds")
+
+
 def _time_named(output: Path) -> Path:
     # The clock names the folder and decides nothing else.
     name = f"fer-{datetime.now():%Y%m%d-%H%M%S}"
     return _free_name(output, name) if (output / name).exists() else output / name
 
 
+def _begin(output: Path, run_name: str, fingerprint: dict, origin: str, *, look: bool) -> Run:
+    """Start a new run, unless we may `look` for an unfinished one and it fits: here or attached."""
+    sentence = "A new run."
+    if look and not run_name:
+        for folder, state in _unfinished(output.glob(f"*/{STATE}")):
+            if state["fingerprint"] == fingerprint:
+                return _continue(folder, output, "", fingerprint, origin)
+    attached = _unfinished(attached_files(re.escape(STATE))) if look else []
+    for folder, state in attached:
+        if state["fingerprint"] == fingerprint:
+            return _continue(folder, output, run_name, fingerprint, origin, copied=True)
+    if attached:
+        folder, state = attached[0]
+        differences = "; ".join(fingerprint_differences(state["fingerprint"], fingerprint))
+        sentence = f"A new run: {folder} is unfinished, but has other parameters ({differences})."
+    folder = output / run_name if run_name else _time_named(output)
+    return _start(folder, fingerprint, origin, sentence)
+
+
 def _start(folder: Path, fingerprint: dict, origin: str, sentence: str) -> Run:
     with _explained("make", folder):
         folder.mkdir(exist_ok=True)
     state = {
-        "created": datetime.now().isoformat(timespec="microseconds"),
+        "created": _now(),
         "code": code_version(),
         "fingerprint": fingerprint,
         "finished": False,
@@ -294,19 +315,34 @@ def _start(folder: Path, fingerprint: dict, origin: str, sentence: str) -> Run:
     return Run(folder, origin, resumed=False, sentence=sentence)
 
 
-def _newest_unfinished(output: Path, fingerprint: dict) -> Path | None:
+def _unfinished(states: Iterable[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """The unfinished runs whose state files these are, the newest first."""
     found = []
-    for folder in sorted(path.parent for path in output.glob(f"*/{STATE}")):
+    for folder in (path.parent for path in states):
         try:
             state = _read_state(folder)
         except RunError:
             continue  # a broken neighbor is no reason not to start
-        if not state["finished"] and state["fingerprint"] == fingerprint:
-            found.append((str(state["created"]), folder))
-    return max(found)[1] if found else None
+        if not state["finished"]:
+            found.append((folder, state))
+
+    def begun(run: tuple[Path, dict[str, Any]]) -> tuple[str, Path]:
+        folder, state = run
+        # A copy has come further than its original, whose date of creation it keeps.
+        return str(state.get("copied", state["created"])), folder
+
+    return sorted(found, key=begun, reverse=True)
 
 
-def _continue(folder: Path, output: Path, run_name: str, fingerprint: dict, origin: str) -> Run:
+def _continue(
+    folder: Path,
+    output: Path,
+    run_name: str,
+    fingerprint: dict,
+    origin: str,
+    *,
+    copied: bool = False,
+) -> Run:
     if not folder.is_dir():
         raise RunError(
             f"RESUME names no folder: {folder}; give an existing run folder, 'auto' or 'never'."
@@ -319,18 +355,24 @@ def _continue(folder: Path, output: Path, run_name: str, fingerprint: dict, orig
             "RUN_NAME, or set RESUME to never, which moves the old folder aside, or take those "
             "values back."
         )
-    sentence = f"Continues {folder}."
+    source = folder
+    if copied or not _writable(folder):
+        folder = _copy_of(source, output, run_name)
+    sentence = f"Continues {source}" + (f", copied to {folder}." if folder != source else ".")
+    if state.get("code") != code_version():
+        sentence += f" It was begun by code {state.get('code')}, this is {code_version()}."
+    return Run(folder, origin, resumed=True, sentence=sentence)
+
+
+def _writable(folder: Path) -> bool:
     try:
         _probe(folder)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             with _explained("write to", folder):
                 raise
-        source, folder = folder, _copy_of(folder, output, run_name)
-        sentence = f"Continues a copy of {source} in {folder}: the original cannot be written."
-    if state.get("code") != code_version():
-        sentence += f" It was begun by code {state.get('code')}, this is {code_version()}."
-    return Run(folder, origin, resumed=True, sentence=sentence)
+        return False
+    return True
 
 
 def _copy_of(source: Path, output: Path, run_name: str) -> Path:
@@ -352,7 +394,7 @@ def _copy_of(source: Path, output: Path, run_name: str) -> Path:
             # A copy carries the permissions of its original, and those forbid to write.
             for path in (partial, *partial.rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            _write_state(partial, {**_read_state(partial), "copied_from": origin})
+            _write_state(partial, {**_read_state(partial), "copied_from": origin, "copied": _now()})
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

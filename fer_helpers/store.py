@@ -7,8 +7,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ from fer_helpers.layouts import DataError, Listing
 Loaded = TypeVar("Loaded")
 
 FORMAT = 1  # raise it whenever what is written, or how a picture is decoded, changes
+KEEP_DAYS = 60  # an entry that nobody opens for so long is thrown away
 CHUNK_BYTES = 1 << 20  # decoded pixels per task: enough to hide the overhead of a task
 
 
@@ -124,7 +127,8 @@ def cached(
     """Load the cache entry `key`, writing it first where it is missing.
 
     An entry appears complete or not at all: it is written beside its place and renamed. Of two
-    runs that build it at once, the slower takes what the faster wrote.
+    runs that build it at once, the slower takes what the faster wrote. Whoever writes an entry
+    clears away those that were not opened for `KEEP_DAYS`.
 
     Args:
         cache_dir: folder of the cache; None takes the user's cache folder.
@@ -141,12 +145,15 @@ def cached(
     notes = ()
     if entry.is_dir():
         try:
+            with contextlib.suppress(OSError):  # a cache on a read-only disk is fine, too
+                os.utime(entry)
             return load(entry), ()
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             shutil.rmtree(entry, ignore_errors=True)
             notes = ("a damaged cache entry was thrown away and built again",)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _clear_old(folder)
         temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder))
         try:
             write(temporary)
@@ -162,6 +169,18 @@ def cached(
             "memory and are decoded again next time"
         )
         return in_memory(), (*notes, note)
+
+
+def _clear_old(folder: Path) -> None:
+    """Throw away entries that nobody opened for long: of older formats, of folders that changed.
+
+    Only what has an entry's name and holds pixels is touched, whole or left by a killed run.
+    """
+    limit = time.time() - KEEP_DAYS * 86_400
+    for entry in (pixels.parent for pixels in folder.glob("*/pixels.npy")):
+        with contextlib.suppress(OSError):  # another run clears it, too
+            if re.fullmatch(r"[0-9a-f]{32}(\..+)?", entry.name) and entry.stat().st_mtime < limit:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def _load(entry: Path, count: int) -> Store:

@@ -177,6 +177,17 @@ def test_without_the_cli_kagglehub_does_it(kaggle, tmp_path):
 
 
 @pytest.mark.slow
+def test_kagglehub_unpacks_nothing_that_leaves_the_folder(kaggle, tmp_path):
+    pytest.importorskip("kagglehub", reason="the [kaggle] extra is not installed")
+    kaggle.archive = small_archive([("../outside.txt", b"x")])
+    done = run(tmp_path / "data", "no-cli")
+    assert done.returncode == 1
+    assert "'../outside.txt', which would be written outside of its folder" in done.stderr
+    assert files_in(tmp_path / "data") == []
+    assert [name for name in files_in(tmp_path / "hub") if name.endswith((".jpg", ".txt"))] == []
+
+
+@pytest.mark.slow
 def test_without_access_it_says_what_to_do(kaggle, tmp_path):
     pytest.importorskip("kagglehub", reason="the [kaggle] extra is not installed")
     kaggle.archive = b""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from fer_helpers import faces, sources
+from fer_helpers import faces, mounts, sources
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.faces import (
     AFFECTNET_MARGIN,
@@ -72,7 +72,7 @@ def server():
 def nowhere(monkeypatch, tmp_path):
     """No detector file anywhere, and nothing remembered of earlier attempts."""
     monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
-    monkeypatch.setattr(faces, "_kaggle_inputs", list)
+    monkeypatch.setattr(mounts, "KAGGLE_INPUT", tmp_path / "input")
     faces._fetch_model.cache_clear()
     yield tmp_path / "cache"
     faces._fetch_model.cache_clear()
@@ -202,10 +202,11 @@ def test_a_named_file_wins_and_must_exist(server, wanted, nowhere, monkeypatch, 
     assert server.requests == []
 
 
-def test_a_kaggle_input_is_used_without_network(server, wanted, nowhere, monkeypatch, tmp_path):
-    file = tmp_path / faces.MODEL_NAME
-    file.write_bytes(wanted)
-    monkeypatch.setattr(faces, "_kaggle_inputs", lambda: [tmp_path / "no.onnx", file])
+def test_a_kaggle_input_is_used_without_network(server, wanted, nowhere):
+    for dataset, content in (("another-version", b"another"), ("yunet", wanted)):
+        file = mounts.KAGGLE_INPUT / dataset / faces.MODEL_NAME
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
     assert find_model(cache_dir=nowhere) == wanted
     assert server.requests == []
 

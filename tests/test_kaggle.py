@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from safetensors.torch import save_file
+from torchvision.models import resnet18
 
 from fer_helpers import kaggle
 from fer_helpers.config import ConfigError
@@ -40,8 +42,10 @@ def project(tmp_path, monkeypatch):
         path = root / "fer_helpers" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    (root / "fer_helpers" / "weights").mkdir()
-    (root / "fer_helpers" / "weights" / "model.safetensors").write_bytes(b"weights")
+    for name in ("weights/model.safetensors", ".ipynb_checkpoints/empty-checkpoint.py"):
+        path = root / "fer_helpers" / name
+        path.parent.mkdir()
+        path.write_bytes(b"not to be embedded")
     cells = [
         nbformat.v4.new_markdown_cell("# Faces", id="title"),
         nbformat.v4.new_code_cell("SEED: int = 42", metadata={"tags": ["parameters"]}, id="given"),
@@ -90,7 +94,7 @@ def test_embedded_modules_are_the_files_byte_for_byte(project, tmp_path):
     found = {
         path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*.*")
     }
-    assert found == MODULES  # and no weights
+    assert found == MODULES  # and no weights, no checkpoints of an editor
 
 
 def test_staging_twice_gives_identical_bytes(project):
@@ -208,6 +212,51 @@ def test_the_projects_own_notebook_is_small_valid_and_complete(tmp_path):
     unpack(notebook, tmp_path / "empty")
     for name in package_modules(ROOT / "fer_helpers"):
         assert (tmp_path / "empty" / name).read_bytes() == (ROOT / name).read_bytes()
+
+
+# The repository's notebook, opened by hand
+
+
+def setup_cell() -> str:
+    """The code that looks for the package, from the notebook that is opened without it."""
+    cells = nbformat.read(ROOT / kaggle.NOTEBOOK, as_version=4).cells
+    return next(cell.source for cell in cells if "if not HELPERS_URL" in cell.source)
+
+
+def run_without_packages(code, folder, **environment):
+    """In a folder of its own, with the standard library alone."""
+    folder.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    command = [sys.executable, "-S", "-"]
+    return subprocess.run(
+        command, input=code, cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def test_without_the_package_the_notebook_says_which_file_to_import(tmp_path):
+    done = run_without_packages("HELPERS_URL = ''\n" + setup_cell(), tmp_path / "empty")
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("ModuleNotFoundError: fer_helpers is not here")
+    assert "make kaggle" in said and "build/kaggle/*.ipynb" in said and "HELPERS_URL" in said
+
+
+def test_helpers_url_is_installed_and_nothing_else(tmp_path):
+    pytest.importorskip("pip")
+    wheel = tmp_path / "fer_helpers-9.9-py3-none-any.whl"
+    about = {
+        "METADATA": "Metadata-Version: 2.1\nName: fer-helpers\nVersion: 9.9\nRequires-Dist: x\n",
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("fer_helpers/__init__.py", "print('here')")
+        for name, text in about.items():
+            file.writestr(f"fer_helpers-9.9.dist-info/{name}", text)
+    code = f"HELPERS_URL = {str(wheel)!r}\n{setup_cell()}\nimport fer_helpers"
+    place = tmp_path / "working"
+    done = run_without_packages(code, place, PIP_TARGET=str(place), PIP_NO_INDEX="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("here\n")
 
 
 # The real command-line client against a server of our own
@@ -329,25 +378,47 @@ print(json.dumps({name: module.__file__ for name, module in sorted(sys.modules.i
                   if name.startswith("fer_helpers")}))"""
 
 
-def run_as_on_kaggle(notebook: Path, folder: Path, **parameters):
-    """Run a staged notebook in a folder of its own; `fer_helpers` may come from nowhere else."""
+def run_as_on_kaggle(notebook: Path, folder: Path, inputs: Path | None = None, **parameters) -> str:
+    """Run a staged notebook in a folder of its own; `fer_helpers` may come from nowhere else.
+
+    There is no internet and nothing in the user's caches. `FER_KAGGLE_PYTHON` may name the Python
+    of an environment with Kaggle's versions.
+
+    Args:
+        notebook: the staged file.
+        folder: the working folder, made here.
+        inputs: stands for `/kaggle/input`.
+        parameters: replace those of `params/demo.yaml`.
+
+    Returns:
+        everything the notebook printed.
+    """
     folder.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")  # closed
+    environment |= dict.fromkeys(("HOME", "USERPROFILE"), str(folder.parent / "home"))
     environment["KAGGLE_KERNEL_RUN_TYPE"] = "Batch"
     demo = yaml.safe_load((ROOT / "params" / "demo.yaml").read_text(encoding="utf-8"))
     (folder.parent / "values.yaml").write_text(yaml.safe_dump(demo | parameters))
     received = nbformat.read(notebook, as_version=4)
+    if inputs is not None:
+        code = f"from fer_helpers import mounts\nmounts.KAGGLE_INPUT = mounts.Path({str(inputs)!r})"
+        at = next(i for i, c in enumerate(received.cells) if c.id == "embedded-modules") + 1
+        received.cells.insert(at, nbformat.v4.new_code_cell(code))
     received.cells.append(nbformat.v4.new_code_cell(PROBE))
     nbformat.write(received, folder.parent / "received.ipynb")
-    command = [sys.executable, "-m", "papermill", "../received.ipynb", "../done.ipynb"]
+    python = os.environ.get("FER_KAGGLE_PYTHON", sys.executable)
+    command = [python, "-m", "papermill", "../received.ipynb", "../done.ipynb"]
     command += ["-f", "../values.yaml", "--no-progress-bar"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    last = nbformat.read(folder.parent / "done.ipynb", as_version=4).cells[-1]
-    loaded = json.loads(last.outputs[0].text)
+    cells = nbformat.read(folder.parent / "done.ipynb", as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    loaded = json.loads(outputs[-1].text)
     assert {"fer_helpers.models", "fer_helpers.training"} <= set(loaded)
     for name, file in loaded.items():
         assert Path(file).resolve().is_relative_to(folder.resolve()), name
+    return "".join(output.get("text", "") for output in outputs)
 
 
 @pytest.mark.slow
@@ -359,8 +430,12 @@ def test_received_notebook_runs_in_an_empty_folder(client, tmp_path):
 
 
 QUICK = {  # the same cells, few faces
+    "BACKBONE": "resnet18",
+    "PRETRAINED": "imagenet",
+    "STEM": "imagenet",
+    "INPUT_CHANNELS": 3,
+    "WIDTH": 64,
     "IMAGE_SIZE": 24,
-    "WIDTH": 8,
     "MAX_IMAGES": 120,
     "SELECTION_SIZE": 40,
     "AFFECTNET_EPOCHS": 2,
@@ -373,18 +448,23 @@ QUICK = {  # the same cells, few faces
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mount", ["{slug}", "datasets/{owner}/{slug}"])
+@pytest.mark.parametrize("mount", ["{slug}", "{kind}/{owner}/{slug}"])
 def test_second_session_goes_on_where_the_first_was_stopped(tmp_path, mount):
     # Mounts as Kaggle lays them, in both of its ways, and the parameters of kaggle.yaml's kind.
     inputs = tmp_path / "kaggle" / "input"
-    faces = write_demo_faces(tmp_path / "faces", per_class=15)
-    for source, owner, slug in (
-        ("affectnet", "dollyprajapati182", "balanced-affectnet"),
-        ("fer2013", "msambare", "fer2013"),
-    ):
-        target = inputs / mount.format(owner=owner, slug=slug)
+
+    def attach(source, kind, owner, slug):
+        target = inputs / mount.format(kind=kind, owner=owner, slug=slug)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(faces / source, target)
+        shutil.move(source, target)
+        return target
+
+    faces = write_demo_faces(tmp_path / "faces", per_class=15)
+    attach(faces / "affectnet", "datasets", "dollyprajapati182", "balanced-affectnet")
+    attach(faces / "fer2013", "datasets", "msambare", "fer2013")
+    (tmp_path / "weights").mkdir()
+    save_file(resnet18().state_dict(), tmp_path / "weights" / "resnet18.safetensors")
+    attach(tmp_path / "weights", "datasets", "somebody", "imagenet-weights")
     parameters = QUICK | {
         "AFFECTNET_DIR": str(inputs / "balanced-affectnet"),
         "FER_TRAIN_DIR": str(inputs / "fer2013" / "train"),
@@ -395,15 +475,18 @@ def test_second_session_goes_on_where_the_first_was_stopped(tmp_path, mount):
         "RESUME": "auto",
     }
     staged = stage(tmp_path / "staged", user="tester")
-    run_as_on_kaggle(staged, tmp_path / "first", **parameters, TIME_BUDGET_MINUTES=0.01)
+    printed = run_as_on_kaggle(
+        staged, tmp_path / "first", inputs, **parameters, TIME_BUDGET_MINUTES=0.01
+    )
+    assert "A new run." in printed
+    assert "backbone from resnet18.safetensors" in printed
     begun = tmp_path / "first" / "runs" / "kaggle"
     assert json.loads((begun / "run.json").read_text())["finished"] is False
 
-    attached = inputs / "facial-emotion-recognition" / "runs" / "kaggle"
-    shutil.copytree(begun, attached)
-    parameters["RESUME"] = str(attached)
-    run_as_on_kaggle(staged, tmp_path / "second", **parameters)
-    folder = next(path.parent for path in tmp_path.rglob("kaggle/run.json") if path.parent != begun)
+    output = attach(tmp_path / "first", "notebooks", "tester", "facial-emotion-recognition")
+    printed = run_as_on_kaggle(staged, tmp_path / "second", inputs, **parameters)
+    assert f"Continues {output / 'runs' / 'kaggle'}" in printed
+    folder = tmp_path / "second" / "runs" / "kaggle"
     assert json.loads((folder / "run.json").read_text())["finished"] is True
     history = (folder / "history.csv").read_text()
     assert history.count("affectnet") == 2

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import ResNet34_Weights, get_model
 
-from fer_helpers import pretrained
+from fer_helpers import mounts, pretrained
 from fer_helpers.models import build_model, describe
 from fer_helpers.pretrained import WeightsError
 
@@ -35,7 +35,7 @@ def nothing_outside(tmp_path, monkeypatch):
     """An empty torch cache, no Kaggle inputs, no network: nothing leaves the machine."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setattr(pretrained, "KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr(mounts, "KAGGLE_INPUT", tmp_path / "input")
     point_to(monkeypatch, "http://127.0.0.1:9/resnet34-b627a593.pth")
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from fer_helpers import runs
+from fer_helpers import mounts, runs
 from fer_helpers.runs import RunError, open_run
 
 PARAMETERS = {"seed": 1, "lr": 1e-5, "output_dir": "runs"}
@@ -157,7 +157,7 @@ def test_a_read_only_folder_is_copied_first_and_the_copy_found_again(tmp_path, m
         assert again.folder == tmp_path / "runs" / "a"
         assert again.path("checkpoints/last").read_text() == "weights"
         assert all(p.stat().st_mode & stat.S_IWUSR for p in again.folder.rglob("*"))
-        assert "copy" in again.sentence
+        assert "copied to" in again.sentence
         assert opened(tmp_path / "runs", "", resume=first.folder).folder == again.folder
         assert listing(tmp_path / "runs") == ["a"]
     finally:
@@ -172,6 +172,59 @@ def test_a_copy_never_lands_on_another_run(tmp_path, monkeypatch):
     again = opened(tmp_path / "runs", "", resume=first.folder)
     assert again.name == "a-1"
     assert json.loads(other.path("run.json").read_text())["fingerprint"]["seed"] == 5
+
+
+@pytest.fixture
+def inputs(tmp_path, monkeypatch):
+    """An empty folder in the place where Kaggle mounts what is attached."""
+    monkeypatch.setattr(mounts, "KAGGLE_INPUT", tmp_path / "input")
+    return tmp_path / "input"
+
+
+@pytest.mark.parametrize("mount", ["faces", "notebooks/somebody/faces"])
+@pytest.mark.parametrize("name", ["a", ""])
+def test_an_attached_unfinished_run_is_copied_and_continued(tmp_path, inputs, mount, name):
+    first = opened(inputs / mount / "runs")
+    first.path("affectnet/last.pt").write_text("weights")
+    before = {p: p.read_bytes() for p in inputs.rglob("*") if p.is_file()}
+    again = opened(tmp_path / "runs", name)
+    assert again.folder == tmp_path / "runs" / "a"
+    assert again.resumed
+    assert again.path("affectnet/last.pt").read_text() == "weights"
+    assert again.sentence == f"Continues {first.folder}, copied to {again.folder}."
+    assert {p: p.read_bytes() for p in inputs.rglob("*") if p.is_file()} == before
+    # What was done here since counts, not what is attached.
+    again.path("affectnet/last.pt").write_text("more")
+    assert opened(tmp_path / "runs", name).path("affectnet/last.pt").read_text() == "more"
+    assert listing(tmp_path / "runs") == ["a"]
+
+
+def test_of_the_attached_runs_the_newest_that_fits_is_continued(tmp_path, inputs):
+    opened(inputs / "z-oldest")
+    second = opened(inputs / "b-newer").folder
+    opened(inputs / "done", "finished").finish()
+    opened(inputs / "other", "seed", fingerprint={"seed": 9})
+    (inputs / "broken").mkdir()
+    (inputs / "broken" / "run.json").write_text("{")
+    again = opened(tmp_path / "runs")
+    assert str(second) in again.sentence
+    # A third session with both outputs attached goes on with the one that came further.
+    again.folder.rename(inputs / "a-third")
+    assert str(inputs / "a-third") in opened(tmp_path / "runs").sentence
+
+
+def test_an_attached_run_that_does_not_fit_is_named_and_left_alone(tmp_path, inputs):
+    other = opened(inputs / "faces", fingerprint={"seed": 9})
+    run = opened(tmp_path / "runs", fingerprint={"seed": 1})
+    assert not run.resumed
+    assert str(other.folder) in run.sentence
+    assert "seed: 9 there, 1 now" in run.sentence
+
+
+def test_without_auto_nothing_attached_is_continued(tmp_path, inputs):
+    opened(inputs / "faces")
+    assert not opened(tmp_path / "runs", resume="never").resumed
+    assert not opened(tmp_path / "runs", "", resume="never").resumed
 
 
 def test_other_code_is_said_and_not_refused(tmp_path, monkeypatch):

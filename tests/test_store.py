@@ -214,6 +214,24 @@ def test_a_cache_folder_that_is_a_file_falls_back_to_memory(tmp_path):
     assert any("cannot be written" in note for note in found.notes)
 
 
+def test_entries_that_nobody_opened_for_long_are_cleared_away(tmp_path):
+    cache, root = tmp_path / "cache", write_faces(tmp_path / "faces")
+    open_folder(root, cache)
+    (used,) = entries(cache)
+    unused, half = cache / ("0" * 32), cache / ("1" * 32 + ".x7")
+    foreign, named = cache / ("2" * 32), cache / "my-pictures"
+    for folder in (unused, half, foreign, named):
+        folder.mkdir()
+        (folder / ("notes.txt" if folder == foreign else "pixels.npy")).touch()
+    for folder in entries(cache):
+        os.utime(folder, (1e9, 1e9))
+    open_folder(root, cache)  # opened, nothing written: nothing cleared
+    assert entries(cache) == sorted([used, unused, half, foreign, named])
+    open_folder(root, cache, size=6)
+    assert {used, foreign, named} < set(entries(cache))
+    assert not unused.exists() and not half.exists()
+
+
 @pytest.mark.slow
 def test_two_processes_build_the_same_entry(tmp_path):
     root = write_faces(tmp_path / "faces", 200)
