@@ -3,8 +3,8 @@
     python benchmarks/prediction.py --photo face.jpg
     python benchmarks/prediction.py --photo face.jpg --checkpoint runs/x --crops data/fer2013/test
 
-The middle of the photo is brought to 640x480 and answered with the detector included. Every way to run the model
-gets a process of its own. The last rows are a photo of 200 megapixels and the memory it takes.
+The middle of the photo is brought to 640x480 and answered with the detector included. Every way to
+run the model gets a process of its own. The last line is a photo of 200 megapixels and its memory.
 """
 
 import argparse
