@@ -129,7 +129,12 @@ def make_optimizer(model: EmotionNet, recipe: Recipe) -> torch.optim.Optimizer:
         decay_norms=recipe.decay_norms,
     )
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.head_lr, momentum=0.9, nesterov=True, fused=True)
+        sgd = torch.optim.SGD(groups, lr=recipe.head_lr, momentum=0.9, nesterov=True, fused=True)
+        # The fused form makes its buffers in the first step and leaves in them what the memory held
+        # if fp16 skips that step, as it mostly does. Zeros give the same bits as a first step.
+        for weights in (weights for group in sgd.param_groups for weights in group["params"]):
+            sgd.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
+        return sgd
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     return kind(groups, lr=recipe.head_lr, fused=True)
 

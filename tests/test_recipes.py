@@ -195,6 +195,26 @@ def test_optimizers(name, kind):
         assert all(g["nesterov"] and g["momentum"] == 0.9 for g in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_first_step_that_fp16_skips_leaves_no_trace(name):
+    """The first loss scale is nearly always too high, so this is the usual beginning on a T4."""
+    after = []
+    for overflow in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"head": torch.nn.Linear(64, 64)})
+        optimizer = make_optimizer(model, recipe(optimizer=name, head_lr=0.1))
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
+        for skipped in [True] * overflow + [False] * 3:
+            scaler.scale(model["head"](torch.ones(2, 64)).square().mean()).backward()
+            if skipped:
+                model["head"].weight.grad[0, 0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update(4.0)
+            optimizer.zero_grad()
+        after.append(model["head"].weight.detach())
+    assert torch.equal(*after)
+
+
 def test_norms_and_biases_can_be_spared_from_decay():
     optimizer = make_optimizer(net(), recipe(decay_norms=False, weight_decay=0.1))
     spared = [group for group in optimizer.param_groups if group["weight_decay"] == 0]
