@@ -46,6 +46,7 @@ NO_EFFECT_ON_THE_MODEL = frozenset(
         "ferplus_votes",
         "extra_test_dirs",
         "time_budget_minutes",
+        "tensorboard",
         "affectnet_detail_every",
         "fer_detail_every",
         "tta_views",
@@ -135,6 +136,7 @@ class Config(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     time_budget_minutes: float = Field(0.0, ge=0)
+    tensorboard: bool = False
     # Input
     image_size: int = Field(224, ge=16, le=1024)
     input_channels: Literal[1, 3] = 3

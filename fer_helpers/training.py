@@ -16,7 +16,8 @@
 # Everything random comes from the seed and from counters, and everything that moves is in one state
 # file, so a run that is killed at any moment and started again ends with the same bits.
 #
-# What a recipe means is in `recipes`, what is written and read again in `resuming`.
+# What a recipe means is in `recipes`, what is written and read again in `resuming`, and what a
+# person sees meanwhile in `watching`.
 
 # %%
 """One phase of training: feeding, step, epoch, selection, guards."""
@@ -26,9 +27,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +50,7 @@ from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.recipes import Parts, Phase, TrainingError, make_parts, vote_loss
 from fer_helpers.resuming import Keeper, Progress
+from fer_helpers.watching import epoch_bar
 
 __all__ = ["PhaseResult", "TrainingError", "estimate_minutes", "train_phase"]
 
@@ -506,7 +506,7 @@ def train_phase(
         commit: of the code; another one than the state's is a warning.
         extra: facts to store in the model file.
         log: gets every line of text.
-        on_epoch: called with the history after every epoch, for live curves.
+        on_epoch: called with the history after every epoch; see `watching`.
 
     Raises:
         TrainingError: the sets do not fit the recipe, a loss was not finite, or memory ran out.
@@ -532,7 +532,8 @@ def train_phase(
             return "interrupted" if asked_to_stop() else ""
 
         while not (progress.ended or stopped):
-            with epoch_bar(f"{name} {progress.epoch + 1}/{recipe.epochs}", phase, progress) as bar:
+            title = f"{name} {progress.epoch + 1}/{recipe.epochs}"
+            with epoch_bar(title, len(train), progress.seen) as bar:
                 stopped = train_epoch(phase, parts, progress, feed, keeper, why_stop, bar)
             if stopped:
                 break
@@ -552,24 +553,6 @@ def train_phase(
     model.load_state_dict(keeper.best or parts.kept().state_dict())
     model.eval()
     return PhaseResult(progress.history, progress.best_epoch, chosen_on, stopped)
-
-
-def epoch_bar(title: str, phase: Phase, progress: Progress) -> tqdm:
-    """Faces per second and time left, where somebody watches: not in a log, not in papermill."""
-    watched = (
-        sys.stderr.isatty()
-        or any(os.environ.get(name) for name in ("JPY_SESSION_NAME", "COLAB_RELEASE_TAG"))
-        or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
-    )
-    return tqdm(
-        total=len(phase.train),
-        initial=progress.seen,
-        unit="img",
-        desc=title,
-        leave=False,
-        mininterval=0.5,
-        disable=not watched,
-    )
 
 
 # %% [markdown]

@@ -55,6 +55,7 @@ DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1 or mps
 PRECISION: str = "auto"  # auto, fp32, bf16 or fp16
 COMPILE: bool = False  # torch.compile, a minute or two at the start of each phase
 TIME_BUDGET_MINUTES: float = 0.0  # stop training cleanly after this; 0 never stops
+TENSORBOARD: bool = False  # write the history for TensorBoard too, if it is installed
 # Input
 IMAGE_SIZE: int = 224  # pixels, both sides, of what the network sees
 INPUT_CHANNELS: int = 3  # 3, or 1 for a network that sees grey
@@ -154,6 +155,7 @@ except ModuleNotFoundError:
 
 # %%
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +182,7 @@ from fer_helpers.protocol import describe_selection, score_table, score_tests
 from fer_helpers.sources import download_example
 from fer_helpers.store import default_cache_dir
 from fer_helpers.training import estimate_minutes, train_phase
+from fer_helpers.watching import events_folder, watch_epochs
 
 # %% [markdown]
 # The parameters become one checked object: a misspelled name, a wrong type or a value out of range
@@ -382,9 +385,10 @@ machine = {
     "deadline": deadline, "commit": runs.code_version(), "extra": {"origin": run.origin},
 }  # fmt: skip
 timing = {}
+events = events_folder(run.folder / "tensorboard") if config.tensorboard else None
 
 # %% [markdown]
-# The curves of a phase: what it has learned after each epoch.
+# While a phase trains, a notebook that is open in front of you shows its curves growing.
 
 
 # %%
@@ -404,6 +408,7 @@ if affectnet:
         model, affectnet.train, affectnet.selection, config.recipe("affectnet"),
         run.folder / "affectnet", name="AffectNet", preprocess=pre,
         augment=affectnet_transforms["train"], **machine,
+        on_epoch=watch_epochs(partial(curves, "affectnet"), events and events / "affectnet"),
     )  # fmt: skip
     final, stopped = "affectnet", phase1.stopped
 
@@ -450,6 +455,7 @@ if fer and not stopped:
     phase2 = train_phase(
         model, fer.train, fer.selection, config.recipe("fer2013"), run.folder / "fer2013",
         name="FER2013", preprocess=pre, augment=fer_transforms["train"], votes=votes, **machine,
+        on_epoch=watch_epochs(partial(curves, "fer2013"), events and events / "fer2013"),
     )  # fmt: skip
     final, stopped = "fer2013", phase2.stopped
 

@@ -225,7 +225,7 @@ def test_config_is_frozen():
 def test_fingerprint_leaves_out_what_does_not_change_the_model():
     moved = {"output_dir": "else", "device": "cpu", "time_budget_minutes": 3.0, "tta_views": 1,
              "affectnet_dir": "a", "fer_detail_every": 1, "photo": "x.jpg",
-             "ferplus_votes": "x.csv"}  # fmt: skip
+             "ferplus_votes": "x.csv", "tensorboard": True}  # fmt: skip
     assert Config(**moved).fingerprint() == Config().fingerprint()
     changes = {"seed": 1, "precision": "fp32", "width": 32, "max_images": 9, "ferplus_weight": 0.5}
     for name, value in changes.items():
