@@ -1,12 +1,13 @@
 """What training costs: the original's loop against ours, and what feeding and saving take.
 
-    python benchmarks/training.py                        # about five minutes on two idle cores
-    python benchmarks/training.py --sizes 48 --width 16 --rounds 1 --steps 2   # a quick look
+    python benchmarks/training.py                          # everything; minutes on two idle cores
+    python benchmarks/training.py --parts rates --sizes 48 --width 16 --rounds 1 --steps 2
 
 Both sides train the same net on the same files. The plain side is written as the original notebook
 was: `ImageFolder`, PIL, torchvision transforms, two worker processes, fp32, `loss.item()` at every
 step. Every arm is timed in blocks of a few steps that take turns, and the median block counts. On a
-loaded machine the ratios hold better than the rates.
+loaded machine the ratios hold better than the rates. The parts are `rates` (whole loops, single
+steps, and what each change gives), `saving` and `resuming`.
 """
 
 import argparse
@@ -16,7 +17,10 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -34,8 +38,10 @@ from fer_helpers.models import build_model
 from fer_helpers.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from fer_helpers.recipes import Phase, make_loss, make_parts
 from fer_helpers.resuming import Keeper, Progress
+from fer_helpers.watching import epoch_bar
 
 RECIPE = Config().recipe("fer2013")  # the original's
+PARTS = ("rates", "saving", "resuming")
 
 
 def net(options: argparse.Namespace, device: torch.device) -> torch.nn.Module:
@@ -43,8 +49,13 @@ def net(options: argparse.Namespace, device: torch.device) -> torch.nn.Module:
     return build_model(7, width=options.width).to(device)
 
 
-def plain_steps(options, size: int, device: torch.device, *, resident: bool):
-    """The original's loop; yields after every step. `resident` leaves its loader out."""
+def plain_steps(
+    options, size: int, device: torch.device, *, resident=False, channels_last=False, fused=False
+):
+    """The original's loop; yields after every step.
+
+    `resident` leaves its loader out, `channels_last` and `fused` change what they are called after.
+    """
     transform = T.Compose(
         [
             T.Grayscale(3),
@@ -62,7 +73,8 @@ def plain_steps(options, size: int, device: torch.device, *, resident: bool):
     readable = [i for i in range(len(images)) if Path(images.samples[i][0]).stat().st_size > 400]
     images = torch.utils.data.Subset(images, readable)
     loader = DataLoader(images, RECIPE.batch_size, shuffle=True, num_workers=2, drop_last=True)
-    model = net(options, device).train()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = net(options, device).train().to(memory_format=layout)
     loss_of = make_loss(RECIPE, np.full(7, 100), device)
     optimizer = torch.optim.Adam(
         [
@@ -71,6 +83,7 @@ def plain_steps(options, size: int, device: torch.device, *, resident: bool):
             {"params": model.head.parameters(), "lr": RECIPE.head_lr},
         ],
         weight_decay=RECIPE.weight_decay,
+        fused=fused,
     )
     half = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -78,7 +91,8 @@ def plain_steps(options, size: int, device: torch.device, *, resident: bool):
     while True:
         for batch in loader if kept is None else [kept]:
             kept = batch if resident else None
-            pixels, labels = batch[0].to(device), batch[1].to(device)
+            pixels = batch[0].to(device, memory_format=layout)
+            labels = batch[1].to(device)
             optimizer.zero_grad()
             with torch.autocast(device.type, dtype=torch.float16, enabled=half):
                 logits = model(pixels)
@@ -93,6 +107,17 @@ def plain_steps(options, size: int, device: torch.device, *, resident: bool):
                 break
 
 
+def plain_loop(*arguments, **changes):
+    """A function that runs the original's loop for so many steps."""
+    running = plain_steps(*arguments, **changes)
+
+    def advance(steps: int) -> None:
+        for _ in range(steps):
+            next(running)
+
+    return advance
+
+
 def our_phase(options, size: int, device: torch.device, precision: str) -> Phase:
     """Phase 2 of the original's recipe."""
     splits = load_fer2013(
@@ -103,37 +128,46 @@ def our_phase(options, size: int, device: torch.device, precision: str) -> Phase
     return Phase(splits.train, splits.selection, RECIPE, preprocess, augment, 0, device, precision)
 
 
-def our_steps(options, size: int, device: torch.device, precision: str, *, kind: str):
-    """Our loop; yields after every step.
-
-    `kind` is "whole" (epoch order, gathering, augmenting, stepping, looking at the loss),
-    "resident" (the same step, always the same faces) or "model" (an input that is ready).
-    """
+def our_loop(options, size: int, device: torch.device, precision: str):
+    """A function that runs our loop, `train_epoch` itself, for so many steps; saves nothing."""
     phase = our_phase(options, size, device, precision)
-    model = net(options, device).train()
-    feed = training.Feed(phase.train, device)
-    rows = np.arange(RECIPE.batch_size)
-    pixels, labels = feed(rows)
-    if kind == "model":
-        ready = phase.augment(pixels, phase.preprocess, torch.Generator())
+    parts, feed = make_parts(phase, net(options, device)), training.Feed(phase)
+    keeper = SimpleNamespace(age=lambda: 0.0, save=lambda *_, **__: None)
+    progress = Progress()
+
+    def advance(steps: int) -> None:
+        nonlocal progress
+        done = 0
+
+        def why_stop() -> str:
+            nonlocal done
+            done += 1
+            return "enough" if done == steps else ""
+
+        while done < steps:
+            with epoch_bar("", len(phase.train), progress.seen) as bar:
+                training.train_epoch(phase, parts, progress, feed, keeper, why_stop, bar)
+            if progress.step == phase.steps:
+                progress = Progress(epoch=progress.epoch + 1)
+
+    return advance
+
+
+def our_step(options, size: int, device: torch.device, precision: str, *, augmented: bool):
+    """A function that makes so many of our steps on one batch, with or without augmenting it."""
+    phase = our_phase(options, size, device, precision)
+    batch = training.Feed(phase)(np.arange(RECIPE.batch_size))
+    if not augmented:
+        ready = phase.augment(batch[0], phase.preprocess, torch.Generator())
         ready = ready.contiguous(memory_format=torch.channels_last)
-        phase = Phase(
-            phase.train, phase.selection, RECIPE, phase.preprocess, lambda *_: ready, 0, device,
-            precision,
-        )  # fmt: skip
-    parts = make_parts(phase, model)
-    epoch, progress, waiting = 0, Progress(), []
-    while True:
-        order = training.epoch_order(phase.train.labels, RECIPE.sampler, 0, epoch)
-        epoch += 1
-        for step in range(len(order) // RECIPE.batch_size):
-            if kind == "whole":
-                rows = training.batch_rows(order, step, RECIPE.batch_size)
-                pixels, labels = feed(rows)
-            waiting.append((rows, *training.train_step(phase, parts, pixels, labels, step)))
-            if device.type == "cpu" or len(waiting) == training.LOOK_EVERY:
-                training.look(phase, progress, waiting)
-            yield
+        phase = replace(phase, augment=lambda *_: ready)
+    parts = make_parts(phase, net(options, device).train())
+
+    def advance(steps: int) -> None:
+        for _ in range(steps):
+            training.train_step(phase, parts, *batch, 0)
+
+    return advance
 
 
 def rates(arms: dict, device: torch.device, *, rounds: int, steps: int, warm: int) -> dict:
@@ -141,16 +175,14 @@ def rates(arms: dict, device: torch.device, *, rounds: int, steps: int, warm: in
     found = {name: [] for name in arms}
     for _ in range(rounds):
         for name, make in arms.items():
-            running = make()
-            for _ in range(warm):  # also empties what a loader has fetched ahead
-                next(running)
+            advance = make()
+            advance(warm)  # also empties what a loader has fetched ahead
             wait(device)
             began = time.perf_counter()
-            for _ in range(steps):
-                next(running)
+            advance(steps)
             wait(device)
             found[name].append(steps * RECIPE.batch_size / (time.perf_counter() - began))
-            running.close()
+            del advance  # and with it the loader's processes
     return {name: float(np.median(values)) for name, values in found.items()}
 
 
@@ -159,48 +191,60 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compare(options, size: int, device: torch.device) -> float:
-    """Print the table of one input size; gives the rate of our whole loop."""
+def compare(options, size: int, device: torch.device) -> None:
+    """Print the table of one input size."""
     best = pick_precision("auto", device)
     full = "fp16" if device.type == "cuda" else "fp32"
+    given = (options, size, device)
+    # Each line of the first block differs from the one above in a single thing.
     arms = {
-        "plain: whole loop": lambda: plain_steps(options, size, device, resident=False),
-        "plain: one resident batch": lambda: plain_steps(options, size, device, resident=True),
+        "plain: whole loop": partial(plain_loop, *given),
+        "plain: one batch": partial(plain_loop, *given, resident=True),
+        "... in channels-last order": partial(
+            plain_loop, *given, resident=True, channels_last=True
+        ),
+        "... and a fused optimizer": partial(
+            plain_loop, *given, resident=True, channels_last=True, fused=True
+        ),
+        f"ours, {full}: whole loop": partial(our_loop, *given, full),
     }
-    for precision in dict.fromkeys((full, best)):
-        for kind in ("model", "resident", "whole"):
-            arms[f"ours, {precision}: {kind}"] = lambda p=precision, k=kind: our_steps(
-                options, size, device, p, kind=k
-            )
+    arms[f"ours, {best}: whole loop"] = partial(our_loop, *given, best)
+    arms[f"ours, {best}: one batch"] = partial(our_step, *given, best, augmented=True)
+    arms[f"ours, {best}: model alone"] = partial(our_step, *given, best, augmented=False)
     found = rates(arms, device, rounds=options.rounds, steps=options.steps, warm=options.warm)
-    plain = found["plain: whole loop"]
+    plain, one_batch, ordered, fused = list(found.values())[:4]
+    whole_full, whole = found[f"ours, {full}: whole loop"], found[f"ours, {best}: whole loop"]
     print(f"\n{size} px, batch {RECIPE.batch_size}, {device.type}")
     print("| loop | images/s | against plain |\n|---|---|---|")
     for name, rate in found.items():
         print(f"| {name} | {rate:.1f} | {rate / plain:.2f} |")
-    ours = {kind: found[f"ours, {best}: {kind}"] for kind in ("model", "resident", "whole")}
-    print("Where the factor comes from:")
-    layout = found[f"ours, {full}: whole"] / found["plain: one resident batch"]
-    print(f"  its loader and transforms in our way of feeding: "
-          f"{found['plain: one resident batch'] / plain:.2f} x")  # fmt: skip
-    print(f"  channels last, fused optimizer, our augmentation: {layout:.2f} x")
-    if best != full:
-        print(f"  {best} instead of {full}: "
-              f"{ours['whole'] / found[f'ours, {full}: whole']:.2f} x")  # fmt: skip
-    print(f"  together: {ours['whole'] / plain:.2f} x")
-    print(f"Whole loop against the same step with one resident batch: "
-          f"{ours['whole'] / ours['resident']:.1%}; against the model alone: "
-          f"{ours['whole'] / ours['model']:.1%}")  # fmt: skip
-    return ours["whole"]
+    print("Where the factor comes from (the same net on both sides, so stem and width are none):")
+    factors = {
+        "no waiting for a loader with PIL and transforms": one_batch / plain,
+        "channels-last order": ordered / one_batch,
+        "a fused optimizer": fused / ordered,
+        "our feeding, augmenting and looking at the loss": whole_full / fused,
+        f"{best} instead of {full}": whole / whole_full,
+        "together": whole / plain,
+    }
+    for what, factor in factors.items():
+        if what != f"{full} instead of {full}":
+            print(f"  {factor:5.2f} x  {what}")
+    print("Our whole loop runs at")
+    for name, words in (
+        ("model alone", "of the rate of the model alone, on an input that is ready"),
+        ("one batch", "of the rate of the same step, augmenting one batch that is at hand"),
+    ):
+        print(f"  {whole / found[f'ours, {best}: {name}']:.1%} {words}")
 
 
-def saving(options, device: torch.device, rate: float, folder: Path) -> None:
+def saving(options, device: torch.device, folder: Path) -> None:
     """Print what a checkpoint costs."""
     phase = our_phase(options, 48, device, "fp32")
     model = net(options, device)
     keeper = Keeper(folder, phase, model, commit="", extra=None, log=print)
     parts = make_parts(phase, model)
-    training.train_step(phase, parts, *training.Feed(phase.train, device)(np.arange(8)), 0)
+    training.train_step(phase, parts, *training.Feed(phase)(np.arange(8)), 0)
     keeper.keep(parts)
     took = []
     for _ in range(3):
@@ -209,10 +253,11 @@ def saving(options, device: torch.device, rate: float, folder: Path) -> None:
         took.append(time.perf_counter() - began)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     seconds = float(np.median(took))
-    epoch = max(28_709 / rate, training.SAVE_SECONDS)
-    print(f"\nA checkpoint: {size:.0f} MB in {seconds:.2f} s. Written at most every "
-          f"{training.SAVE_SECONDS:.0f} s; an epoch of FER2013 at {rate:.0f} images/s takes "
-          f"{28_709 / rate:.0f} s, so saving is {seconds / epoch:.2%} of the time.")  # fmt: skip
+    print(f"\nA checkpoint: {size:.0f} MB in {seconds:.2f} s. Between two epochs one is written "
+          f"after {training.SAVE_SECONDS:.0f} s or more, within one after "
+          f"{5 * training.SAVE_SECONDS:.0f} s or more: at most "
+          f"{seconds / training.SAVE_SECONDS:.2%} and {seconds / 5 / training.SAVE_SECONDS:.2%} "
+          "of the time.")  # fmt: skip
 
 
 def resume(options, device: torch.device) -> None:
@@ -255,6 +300,7 @@ def resuming(options, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--sizes", type=int, nargs="+", default=[48, 224])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
@@ -284,9 +330,13 @@ def main() -> None:
             f"torch {torch.__version__}, {torch.get_num_threads()} threads, {device.type}, "
             f"ResNet-34 of width {options.width}, {'given' if options.data else 'drawn'} faces"
         )
-        rate = {size: compare(options, size, device) for size in options.sizes}
-        saving(options, device, rate[options.sizes[0]], folder / "state")
-        resuming(options, folder / "run")
+        if "rates" in options.parts:
+            for size in options.sizes:
+                compare(options, size, device)
+        if "saving" in options.parts:
+            saving(options, device, folder / "state")
+        if "resuming" in options.parts:
+            resuming(options, folder / "run")
 
 
 if __name__ == "__main__":

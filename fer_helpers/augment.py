@@ -293,8 +293,7 @@ class Augment:
 # %%
 def mix(
     images: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
+    targets: torch.Tensor,
     *,
     mixup: float,
     cutmix: float,
@@ -308,17 +307,15 @@ def mix(
 
     Args:
         images: float32 (N, C, H, W), in an order that is already random.
-        labels: int64 (N,).
-        num_classes: K.
+        targets: float32 (N, K), what is to be learned about each: one-hot classes, shares of votes.
         mixup: alpha of mixup, 0 switches it off.
         cutmix: alpha of cutmix, 0 switches it off.
         probability: Share of the batches that are mixed at all.
         generator: Where the random numbers come from; a CPU generator never waits for a GPU.
 
     Returns:
-        Images (N, C, H, W), new ones where mixed, and float32 targets (N, K), rows adding up to 1.
+        Images (N, C, H, W) and targets (N, K), new ones where mixed.
     """
-    targets = F.one_hot(labels, num_classes).float()
     draws = torch.rand(5, generator=generator, device=generator.device).tolist()
     chosen, coin, quantile, across, down = draws
     paste = cutmix > 0 and (mixup == 0 or coin < 0.5)
@@ -398,13 +395,13 @@ def _span(center: float, half: float, side: int) -> tuple[int, int]:
 # Mixup and cutmix of each face with its neighbor, and what the label becomes.
 
 # %% tags=["active-ipynb"]
-# labels = torch.arange(len(emotions))
+# labels = torch.eye(len(emotions))
 # inputs = preprocess(faces)
 # figure, axes = plt.subplots(2, len(emotions), figsize=(7, 2.6), layout="constrained")
 # for line, paste in zip(axes, (0.0, 1.0), strict=True):
 #     generator = torch.Generator().manual_seed(2)
 #     alphas = {"mixup": 1 - paste, "cutmix": paste, "probability": 1.0}
-#     mixed, targets = mix(inputs, labels, len(emotions), generator=generator, **alphas)
+#     mixed, targets = mix(inputs, labels, generator=generator, **alphas)
 #     for axis, face, target in zip(line, preprocess.undo(mixed), targets, strict=True):
 #         axis.imshow(face[..., 0], cmap="gray", vmin=0, vmax=255)
 #         shares = zip(target.tolist(), emotions, strict=True)

@@ -46,6 +46,7 @@ NO_EFFECT_ON_THE_MODEL = frozenset(
         "ferplus_votes",
         "extra_test_dirs",
         "time_budget_minutes",
+        "tensorboard",
         "affectnet_detail_every",
         "fer_detail_every",
         "tta_views",
@@ -70,7 +71,8 @@ class Recipe:
 
     Learning rates are per optimizer step, `warmup`, `mix_until` and `grow_until` are fractions of
     the schedule in 0..1, `start_size` is in pixels (0: the final size from the first step on),
-    `early_stop` counts epochs without a better selection score (0: never).
+    `early_stop` counts epochs without a better selection score (0: never), `vote_weight` is what
+    the loss of foretold votes counts beside the label's (0: votes are not learned).
     """
 
     epochs: int
@@ -90,6 +92,7 @@ class Recipe:
     label_smoothing: float
     class_weights: str
     logit_adjustment: float
+    vote_weight: float
     sampler: str
     mixup: float
     cutmix: float
@@ -133,6 +136,7 @@ class Config(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
     time_budget_minutes: float = Field(0.0, ge=0)
+    tensorboard: bool = False
     # Input
     image_size: int = Field(224, ge=16, le=1024)
     input_channels: Literal[1, 3] = 3
@@ -171,6 +175,7 @@ class Config(BaseModel):
     class_weights: Literal["balanced", "effective", "none"] = "balanced"
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     logit_adjustment: float = Field(0.0, ge=0, le=4)
+    ferplus_weight: float = Field(0.0, ge=0, le=1)
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
     mix_probability: float = Field(0.5, ge=0, le=1)
@@ -236,6 +241,11 @@ class Config(BaseModel):
             problems.append(
                 f"START_SIZE ({self.start_size}) should be 0, or from 16 to IMAGE_SIZE "
                 f"({self.image_size})"
+            )
+        if self.ferplus_weight and not self.ferplus_votes:
+            problems.append(
+                f"FERPLUS_WEIGHT ({self.ferplus_weight}) has no votes to learn: set FERPLUS_VOTES "
+                "to the table of votes, or FERPLUS_WEIGHT to 0"
             )
         if self.keep == "last" and self.early_stop:
             problems.append("EARLY_STOP chooses an epoch, so it needs KEEP 'best'")
@@ -360,7 +370,7 @@ class Config(BaseModel):
         }
 
     def recipe(self, phase: Literal["affectnet", "fer2013"]) -> Recipe:
-        """How one phase is trained: phase 1 has one learning rate, phase 2 has three."""
+        """How one phase is trained: phase 1 has one learning rate, phase 2 three, and votes."""
         first = phase == "affectnet"
         same = {
             name: getattr(self, name)
@@ -372,6 +382,7 @@ class Config(BaseModel):
             backbone_lr=self.affectnet_lr if first else self.fer_lr_backbone,
             attention_lr=self.affectnet_lr if first else self.fer_lr_attention,
             head_lr=self.affectnet_lr if first else self.fer_lr_head,
+            vote_weight=0.0 if first else self.ferplus_weight,
             detail_every=self.affectnet_detail_every if first else self.fer_detail_every,
             **same,
         )

@@ -24,6 +24,8 @@ VOTES = (
     "unknown",
     "NF",
 )
+EMOTION_VOTES = 8
+"""The first so many of `VOTES` are emotions."""
 
 
 def match_ferplus(
@@ -168,6 +170,20 @@ def read_ferplus_votes(path: str | Path, faces: FaceSet) -> np.ndarray:
             f"{faces.split}, such as {faces.files[0]}: give the table of this dataset"
         )
     return votes.reindex(wanted, fill_value=0).to_numpy()
+
+
+def vote_shares(votes: np.ndarray) -> np.ndarray:
+    """What share of those who saw an emotion in a face saw which: what a network can learn.
+
+    Args:
+        votes: int (N, 10), columns as in `VOTES`.
+
+    Returns:
+        float32 (N, 8), the emotions of `VOTES`; rows add up to 1, or are zeros where nobody voted
+        for an emotion.
+    """
+    emotions = votes[:, :EMOTION_VOTES]
+    return (emotions / np.maximum(emotions.sum(1, keepdims=True), 1)).astype(np.float32)
 
 
 def _keys(files: pd.Series) -> pd.Series:

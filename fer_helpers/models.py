@@ -271,6 +271,11 @@ class EmotionNet(nn.Module):
             x = self.norm(x.mean((2, 3), keepdim=True)).flatten(1)
         return x
 
+    @property
+    def num_features(self) -> int:
+        """How many pooled features F the head sees."""
+        return _first(self.head, nn.Linear).in_features
+
     def attention_mask(self, x: Tensor) -> Tensor | None:
         """The last attention's mask (N, 1, h, w), 0 to 1; None without places (channel, se)."""
         attention = dict(self.attention.items()).get(self.last_stage)
@@ -475,7 +480,7 @@ def swap_head(
         model.head[-1] = last
     else:
         model.head = _head(
-            _first(model.head, nn.Linear).in_features,
+            model.num_features,
             len(new_classes),
             settings["dropout"],
             settings["head_hidden"],
@@ -492,7 +497,7 @@ def swap_head(
 
 # %%
 def parameter_groups(
-    model: EmotionNet,
+    model: nn.Module,
     *,
     backbone_lr: float,
     attention_lr: float,
@@ -505,7 +510,7 @@ def parameter_groups(
     Every trainable parameter stands in exactly one group; empty groups are left out.
 
     Args:
-        model: the net.
+        model: the net, or any module whose parts are called backbone, norm, attention, head.
         backbone_lr: learning rate of the backbone (and of the norm that belongs to it).
         attention_lr: learning rate of the attention.
         head_lr: learning rate of the head.
@@ -551,7 +556,7 @@ def describe(model: EmotionNet) -> str:
         place = "each stage" if given["attention_place"] == "each" else "the last stage"
         safe = " (safe start)" if given["attention_safe_start"] else ""
         words.append(f"+ {given['attention']} attention{safe} after {place}")
-    sizes = [_first(model.head, nn.Linear).in_features, given["head_hidden"], given["num_classes"]]
+    sizes = [model.num_features, given["head_hidden"], given["num_classes"]]
     words.append("+ head " + " → ".join(str(size) for size in sizes if size))
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     text = f"{' '.join(words)}: {millions:.2f} M parameters"

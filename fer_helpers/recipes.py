@@ -62,6 +62,8 @@ class Phase:
         seed: of everything random.
         device: where to train.
         precision: fp32, bf16 or fp16.
+        votes: for each training face what share of its voters chose what, float32 (N, V), zeros
+            where nobody voted; needed where the recipe has a `vote_weight`.
 
     Raises:
         TrainingError: the sets are no such sets, do not fit together or do not fit the recipe.
@@ -75,6 +77,7 @@ class Phase:
     seed: int
     device: torch.device
     precision: str
+    votes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -104,6 +107,12 @@ class Phase:
                 f"Training has the classes {', '.join(train.class_names)}, the selection set "
                 f"{', '.join(selection.class_names)}: both must have the same."
             )
+        if recipe.vote_weight and (self.votes is None or len(self.votes) != len(train)):
+            given = "none" if self.votes is None else f"{len(self.votes):,} rows"
+            raise TrainingError(
+                f"Learning votes takes a row for each of {len(train):,} training faces, and there "
+                f"are {given}: read FERPLUS_VOTES for this set, or set FERPLUS_WEIGHT to 0."
+            )
 
     @property
     def steps(self) -> int:
@@ -114,22 +123,32 @@ class Phase:
 # %% [markdown]
 # ## The optimizer
 #
-# Three groups of weights, each with its own learning rate: backbone, attention, head.
+# Three groups of weights, each with its own learning rate: backbone, attention, head. The vote
+# head, where there is one, learns like the other head.
 
 
 # %%
-def make_optimizer(model: EmotionNet, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: EmotionNet, recipe: Recipe, vote_head: nn.Linear | None = None
+) -> torch.optim.Optimizer:
     """Adam, AdamW or SGD with Nesterov momentum 0.9, in torch's fused form."""
-    groups = parameter_groups(
-        model,
-        backbone_lr=recipe.backbone_lr,
-        attention_lr=recipe.attention_lr,
-        head_lr=recipe.head_lr,
-        weight_decay=recipe.weight_decay,
-        decay_norms=recipe.decay_norms,
-    )
+    rules = {
+        "backbone_lr": recipe.backbone_lr,
+        "attention_lr": recipe.attention_lr,
+        "head_lr": recipe.head_lr,
+        "weight_decay": recipe.weight_decay,
+        "decay_norms": recipe.decay_norms,
+    }
+    groups = parameter_groups(model, **rules)
+    if vote_head is not None:
+        groups += parameter_groups(nn.ModuleDict({"head": vote_head}), **rules)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.head_lr, momentum=0.9, nesterov=True, fused=True)
+        sgd = torch.optim.SGD(groups, lr=recipe.head_lr, momentum=0.9, nesterov=True, fused=True)
+        # The fused form makes its buffers in the first step and leaves in them what the memory held
+        # if fp16 skips that step, as it mostly does. Zeros give the same bits as a first step.
+        for weights in (weights for group in sgd.param_groups for weights in group["params"]):
+            sgd.state[weights]["momentum_buffer"] = torch.zeros_like(weights)
+        return sgd
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     return kind(groups, lr=recipe.head_lr, fused=True)
 
@@ -221,6 +240,29 @@ def make_loss(
 
 
 # %% [markdown]
+# ## The votes
+#
+# A label is one word for a face; the ten people who looked at it for FER+ often chose several
+# (Barsoum et al. 2016). A second head on the same features may learn what share of them chose what:
+# that a face is half fear, half surprise is worth knowing. The saved model does without that head.
+
+
+# %%
+def vote_loss(logits: Tensor, votes: Tensor) -> Tensor:
+    """Cross-entropy of foretold votes, the mean over the faces that have any.
+
+    Args:
+        logits: of the vote head (N, V).
+        votes: share of each choice (N, V); a row of zeros, a face without votes, counts nothing.
+
+    Returns:
+        a tensor without dimensions; 0 where no face has votes.
+    """
+    voted = votes.sum().clamp(min=1)
+    return F.cross_entropy(logits.float(), votes, reduction="sum") / voted
+
+
+# %% [markdown]
 # ## What moves
 #
 # Everything that changes while a phase trains stands in one place, so that saving it can forget
@@ -233,7 +275,8 @@ class Parts:
     """What a phase trains with."""
 
     model: EmotionNet
-    forward: nn.Module  # the model, perhaps compiled
+    embed: Callable[[Tensor], Tensor]  # the model up to its head, perhaps compiled
+    vote_head: nn.Linear | None  # learns votes from the same features; in no model file
     optimizer: torch.optim.Optimizer
     schedule: Any
     scaler: torch.amp.GradScaler  # does nothing unless the precision is fp16
@@ -261,13 +304,17 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
     """Put together what a phase trains with; `model` goes to its device in channels-last order."""
     recipe = phase.recipe
     model.to(phase.device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, recipe)
+    vote_head = None
+    if recipe.vote_weight:
+        vote_head = nn.Linear(model.num_features, phase.votes.shape[1]).to(phase.device)
+    optimizer = make_optimizer(model, recipe, vote_head)
     average = None
     if recipe.ema:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
     return Parts(
         model=model,
-        forward=torch.compile(model) if compile else model,
+        embed=torch.compile(model.embed) if compile else model.embed,
+        vote_head=vote_head,
         optimizer=optimizer,
         schedule=make_schedule(optimizer, recipe, phase.steps),
         scaler=torch.amp.GradScaler(phase.device.type, enabled=phase.precision == "fp16"),

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fer_helpers import checkpoints
 from fer_helpers.data import FaceSet
@@ -54,10 +55,16 @@ def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
         listing = "\n".join(faces.files.tolist()).encode() + faces.labels.tobytes()
         return f"{faces.content_hash[:16]} {hashlib.sha256(listing).hexdigest()[:16]}"
 
+    def votes(shares: np.ndarray | None) -> str | None:
+        if shares is None or not phase.recipe.vote_weight:
+            return None
+        return hashlib.sha256(shares.astype("<f4").tobytes()).hexdigest()[:16]
+
     recipe = {name: value for name, value in asdict(phase.recipe).items() if name != "detail_every"}
     parts = {
         "training data": data(phase.train),
         "selection data": data(phase.selection),
+        "votes": votes(phase.votes),
         "classes": phase.train.class_names,
         "architecture": model.architecture,
         "starting weights": checkpoints.weights_hash(model)[:16],
@@ -125,6 +132,8 @@ class Keeper:
                     f"this is {self.commit}."
                 )
             parts.model.load_state_dict(state["model"])
+            if parts.vote_head is not None:
+                parts.vote_head.load_state_dict(state["vote head"])
             if parts.average is not None:
                 parts.average.load_state_dict(state["average"])
             parts.optimizer.load_state_dict(state["optimizer"])
@@ -156,7 +165,8 @@ class Keeper:
             checkpoints.CheckpointError: `must`, and it could not be written.
             TrainingError: the weights are not finite; the last good state stays.
         """
-        weights = [v for v in parts.model.state_dict().values() if v.is_floating_point()]
+        moving = [parts.model.state_dict(), _weights(parts.vote_head) or {}]
+        weights = [v for part in moving for v in part.values() if v.is_floating_point()]
         if not all(bool(torch.isfinite(values).all()) for values in weights):
             raise TrainingError(
                 f"The weights were not finite after step {progress.step} of epoch "
@@ -185,7 +195,8 @@ class Keeper:
             "commit": self.commit,
             "progress": asdict(progress),
             "model": parts.model.state_dict(),
-            "average": None if parts.average is None else parts.average.state_dict(),
+            "vote head": _weights(parts.vote_head),
+            "average": _weights(parts.average),
             "optimizer": parts.optimizer.state_dict(),
             "schedule": parts.schedule.state_dict(),
             "scaler": parts.scaler.state_dict(),
@@ -196,3 +207,7 @@ class Keeper:
     def age(self) -> float:
         """Seconds since something was last written, or tried to."""
         return time.monotonic() - self.tried
+
+
+def _weights(module: nn.Module | None) -> dict[str, Tensor] | None:
+    return None if module is None else module.state_dict()

@@ -16,7 +16,8 @@
 # Everything random comes from the seed and from counters, and everything that moves is in one state
 # file, so a run that is killed at any moment and started again ends with the same bits.
 #
-# What a recipe means is in `recipes`, what is written and read again in `resuming`.
+# What a recipe means is in `recipes`, what is written and read again in `resuming`, and what a
+# person sees meanwhile in `watching`.
 
 # %%
 """One phase of training: feeding, step, epoch, selection, guards."""
@@ -26,9 +27,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -49,8 +48,9 @@ from fer_helpers.data import SelectionSet, TrainSet
 from fer_helpers.inference import autocast, predict_logits
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.recipes import Parts, Phase, TrainingError, make_parts
+from fer_helpers.recipes import Parts, Phase, TrainingError, make_parts, vote_loss
 from fer_helpers.resuming import Keeper, Progress
+from fer_helpers.watching import epoch_bar
 
 __all__ = ["PhaseResult", "TrainingError", "estimate_minutes", "train_phase"]
 
@@ -72,29 +72,34 @@ LOOK_EVERY = 50
 
 # %%
 class Feed:
-    """Batches of a set as uint8 tensors (n, C, H, W) and labels on the device."""
+    """Batches of faces on the phase's device: uint8 pixels (n, C, H, W), labels (n,), votes (n, V).
 
-    def __init__(self, faces: TrainSet, device: torch.device) -> None:
+    V is 0 unless votes are learned.
+    """
+
+    def __init__(self, phase: Phase) -> None:
         """Put the set on the device when it takes less than a quarter of its free memory."""
-        self.faces, self.device, self.resident = faces, device, None
+        faces, self.device, self.resident = phase.train, phase.device, None
+        votes = phase.votes if phase.recipe.vote_weight else np.zeros((len(faces), 0))
+        self.faces = faces
         self.labels = torch.from_numpy(np.ascontiguousarray(faces.labels, dtype=np.int64))
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
+        self.votes = torch.from_numpy(np.ascontiguousarray(votes, dtype=np.float32))
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
             if len(faces) * int(np.prod(faces.pixels.shape[1:])) < free / 4:
-                self.resident = torch.from_numpy(faces.images()).to(device)
-                self.labels = self.labels.to(device)
+                self.resident = torch.from_numpy(faces.images()).to(self.device)
+                self.labels, self.votes = self.labels.to(self.device), self.votes.to(self.device)
 
-    def __call__(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def __call__(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The faces at the positions `rows`."""
+        where = torch.from_numpy(rows)
         if self.resident is not None:
-            where = torch.from_numpy(rows).to(self.device, non_blocking=True)
-            return self.resident[where].permute(0, 3, 1, 2), self.labels[where]
-        pixels = torch.from_numpy(self.faces.images(rows)).permute(0, 3, 1, 2)
-        labels = self.labels[torch.from_numpy(rows)]
-        return (
-            pixels.to(self.device, non_blocking=True),
-            labels.to(self.device, non_blocking=True),
-        )
+            where = where.to(self.device, non_blocking=True)
+            pixels = self.resident[where]
+        else:
+            pixels = torch.from_numpy(self.faces.images(rows))
+        batch = pixels.permute(0, 3, 1, 2), self.labels[where], self.votes[where]
+        return tuple(part.to(self.device, non_blocking=True) for part in batch)
 
 
 def epoch_order(labels: np.ndarray, sampler: str, seed: int, epoch: int) -> np.ndarray:
@@ -138,8 +143,36 @@ def batch_rows(order: np.ndarray, step: int, size: int) -> np.ndarray:
 
 
 # %%
+@torch.no_grad()
+def prepare(
+    phase: Phase, parts: Parts, pixels: Tensor, labels: Tensor, votes: Tensor, number: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs (N, C, H, W), targets and votes of a step: faces augmented and perhaps mixed.
+
+    Arguments are those of `train_step`. Targets are the class numbers (N,), or shares of the
+    classes (N, K) where mixing is on. Votes are shares too, so they are mixed in the same way.
+    """
+    recipe, classes = phase.recipe, len(phase.train.class_names)
+    side = epoch_size(recipe, number // phase.steps, phase.preprocess.size)
+    inputs = phase.augment(pixels, replace(phase.preprocess, size=side), parts.generator)
+    targets = labels
+    mixing = number < recipe.mix_until * recipe.epochs * phase.steps
+    if mixing and (recipe.mixup or recipe.cutmix):
+        inputs, known = mix(
+            inputs,
+            torch.cat([F.one_hot(labels, classes), votes], 1),
+            mixup=recipe.mixup,
+            cutmix=recipe.cutmix,
+            probability=recipe.mix_probability,
+            generator=parts.generator,
+        )
+        targets, votes = known[:, :classes], known[:, classes:]
+    return inputs.contiguous(memory_format=torch.channels_last), targets, votes
+
+
+# %%
 def train_step(
-    phase: Phase, parts: Parts, pixels: Tensor, labels: Tensor, number: int
+    phase: Phase, parts: Parts, pixels: Tensor, labels: Tensor, votes: Tensor, number: int
 ) -> tuple[Tensor, Tensor]:
     """One optimizer step.
 
@@ -148,36 +181,26 @@ def train_step(
         parts: what moves.
         pixels: faces as stored, uint8 (N, C, H, W) on the device.
         labels: class numbers (N,) on the device.
+        votes: share of the voters that chose what (N, V) on the device.
         number: how many steps of this phase came before.
 
     Returns:
         the loss and the number of hits, each a tensor without dimensions.
     """
-    recipe, targets = phase.recipe, labels
-    with torch.no_grad():
-        side = epoch_size(recipe, number // phase.steps, phase.preprocess.size)
-        preprocess = replace(phase.preprocess, size=side)
-        batch = phase.augment(pixels, preprocess, parts.generator)
-        mixing = number < recipe.mix_until * recipe.epochs * phase.steps
-        if mixing and (recipe.mixup or recipe.cutmix):
-            batch, targets = mix(
-                batch,
-                labels,
-                len(phase.train.class_names),
-                mixup=recipe.mixup,
-                cutmix=recipe.cutmix,
-                probability=recipe.mix_probability,
-                generator=parts.generator,
-            )
-        batch = batch.contiguous(memory_format=torch.channels_last)
+    recipe = phase.recipe
+    inputs, targets, votes = prepare(phase, parts, pixels, labels, votes, number)
     with autocast(phase.device, phase.precision):
-        logits = parts.forward(batch)
+        features = parts.embed(inputs)
+        logits = parts.model.head(features)
         loss = parts.loss(logits, targets)
+        if parts.vote_head is not None:
+            loss = loss + recipe.vote_weight * vote_loss(parts.vote_head(features), votes)
     parts.optimizer.zero_grad(set_to_none=True)
     parts.scaler.scale(loss).backward()
     if recipe.clip_norm:
         parts.scaler.unscale_(parts.optimizer)
-        nn.utils.clip_grad_norm_(parts.model.parameters(), recipe.clip_norm)
+        weights = [w for group in parts.optimizer.param_groups for w in group["params"]]
+        nn.utils.clip_grad_norm_(weights, recipe.clip_norm)
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     parts.update_average(recipe.ema, number)
@@ -427,9 +450,9 @@ class PhaseResult:
     """What a phase leaves behind; the model holds the kept weights.
 
     Attributes:
-        history: a row for each epoch: epoch, train_loss, train_accuracy (0..1), selection_loss
-            (nats, unweighted), selection_accuracy, selection_macro_f1, lr (of the head) and
-            seconds.
+        history: a row for each epoch: epoch, train_loss (of all that is learned, votes as well),
+            train_accuracy (0..1), selection_loss (nats, unweighted), selection_accuracy,
+            selection_macro_f1, lr (of the head) and seconds.
         best_epoch: whose weights are kept; 0 if no epoch ended.
         selection_name: what that was decided on, "FER2013 PublicTest".
         stopped: "", "time budget" or "interrupted".
@@ -452,6 +475,7 @@ def train_phase(
     preprocess: Preprocess,
     augment: Augment,
     seed: int,
+    votes: np.ndarray | None = None,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     compile: bool = False,
@@ -473,6 +497,8 @@ def train_phase(
         preprocess: what turns faces into inputs.
         augment: what is done to training faces on the way.
         seed: of everything random.
+        votes: what the voters on each training face chose, shares (N, V), zeros where nobody voted;
+            for a recipe with a `vote_weight`.
         device: where to train.
         precision: fp32, bf16 or fp16.
         compile: use `torch.compile`; costs a minute or two at the start.
@@ -480,7 +506,7 @@ def train_phase(
         commit: of the code; another one than the state's is a warning.
         extra: facts to store in the model file.
         log: gets every line of text.
-        on_epoch: called with the history after every epoch, for live curves.
+        on_epoch: called with the history after every epoch; see `watching`.
 
     Raises:
         TrainingError: the sets do not fit the recipe, a loss was not finite, or memory ran out.
@@ -488,7 +514,7 @@ def train_phase(
             can be written there.
     """
     device = torch.device(device)
-    phase = Phase(train, selection, recipe, preprocess, augment, seed, device, precision)
+    phase = Phase(train, selection, recipe, preprocess, augment, seed, device, precision, votes)
     keeper = Keeper(folder, phase, model, commit=commit, extra=extra, log=log)
     torch.manual_seed(seed)
     parts = make_parts(phase, model, compile=compile)
@@ -497,7 +523,7 @@ def train_phase(
     log(f"{name}: {len(train):,} faces in {phase.steps:,} steps an epoch, chosen on {chosen_on}.")
     for row in progress.history:
         log(epoch_line(row, recipe))
-    feed, stopped = Feed(train, device), ""
+    feed, stopped = Feed(phase), ""
     with stop_request() as asked_to_stop, repeatable(device):
 
         def why_stop() -> str:
@@ -506,7 +532,8 @@ def train_phase(
             return "interrupted" if asked_to_stop() else ""
 
         while not (progress.ended or stopped):
-            with epoch_bar(f"{name} {progress.epoch + 1}/{recipe.epochs}", phase, progress) as bar:
+            title = f"{name} {progress.epoch + 1}/{recipe.epochs}"
+            with epoch_bar(title, len(train), progress.seen) as bar:
                 stopped = train_epoch(phase, parts, progress, feed, keeper, why_stop, bar)
             if stopped:
                 break
@@ -526,24 +553,6 @@ def train_phase(
     model.load_state_dict(keeper.best or parts.kept().state_dict())
     model.eval()
     return PhaseResult(progress.history, progress.best_epoch, chosen_on, stopped)
-
-
-def epoch_bar(title: str, phase: Phase, progress: Progress) -> tqdm:
-    """Faces per second and time left, where somebody watches: not in a log, not in papermill."""
-    watched = (
-        sys.stderr.isatty()
-        or any(os.environ.get(name) for name in ("JPY_SESSION_NAME", "COLAB_RELEASE_TAG"))
-        or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
-    )
-    return tqdm(
-        total=len(phase.train),
-        initial=progress.seen,
-        unit="img",
-        desc=title,
-        leave=False,
-        mininterval=0.5,
-        disable=not watched,
-    )
 
 
 # %% [markdown]
@@ -571,9 +580,9 @@ def estimate_minutes(
     schedule = "plateau" if selection is not None else recipe.schedule
     sizes = [epoch_size(recipe, epoch, preprocess.size) for epoch in range(recipe.epochs)]
     work = float(np.mean(np.square(sizes))) / preprocess.size**2  # of small pictures
-    recipe = replace(recipe, schedule=schedule, start_size=0)
+    recipe = replace(recipe, schedule=schedule, start_size=0, vote_weight=0.0)
     phase = Phase(train, selection, recipe, preprocess, augment, 0, device, precision)
-    parts, feed = make_parts(phase, copy.deepcopy(model)), Feed(train, device)
+    parts, feed = make_parts(phase, copy.deepcopy(model)), Feed(phase)
     rows = np.arange(min(recipe.batch_size, len(train)))
     parts.model.train()
     took = []

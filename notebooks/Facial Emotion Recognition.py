@@ -43,7 +43,7 @@ DROP_TEST_TWINS: bool = False  # leave out training faces that also stand in tes
 DROP_CONFLICTS: bool = False  # leave out identical training faces with different labels
 DROP_BLANKS: bool = False  # leave out training images of one single value
 NEAR_TWINS: bool = True  # search for near-twins too, up to a minute
-FERPLUS_VOTES: str = ""  # CSV of FER+ votes keyed by file name, for the label-noise view
+FERPLUS_VOTES: str = ""  # CSV of FER+ votes keyed by file name: label noise, FERPLUS_WEIGHT
 EXTRA_TEST_DIRS: str = ""  # more folders to score, separated by commas
 # Run
 OUTPUT_DIR: str = "runs"  # each run gets a folder in here
@@ -55,6 +55,7 @@ DEVICE: str = "auto"  # auto, cpu, cuda, cuda:1 or mps
 PRECISION: str = "auto"  # auto, fp32, bf16 or fp16
 COMPILE: bool = False  # torch.compile, a minute or two at the start of each phase
 TIME_BUDGET_MINUTES: float = 0.0  # stop training cleanly after this; 0 never stops
+TENSORBOARD: bool = False  # write the history for TensorBoard too, if it is installed
 # Input
 IMAGE_SIZE: int = 224  # pixels, both sides, of what the network sees
 INPUT_CHANNELS: int = 3  # 3, or 1 for a network that sees grey
@@ -93,6 +94,7 @@ FOCAL_GAMMA: float = 2.0
 LABEL_SMOOTHING: float = 0.1
 CLASS_WEIGHTS: str = "balanced"  # balanced, effective or none
 LOGIT_ADJUSTMENT: float = 0.0  # strength of the prior in the loss (Menon et al. 2021)
+FERPLUS_WEIGHT: float = 0.0  # phase 2 also learns the votes, the label counting 1; 0 is off
 SAMPLER: str = "shuffle"  # shuffle, or balanced for equally frequent classes
 MIXUP: float = 0.0  # alpha; 0 is off
 CUTMIX: float = 0.0  # alpha; 0 is off
@@ -153,6 +155,7 @@ except ModuleNotFoundError:
 
 # %%
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +173,7 @@ from fer_helpers.corruptions import fixed_sample, robustness
 from fer_helpers.data import canonical_emotion, load_affectnet, load_faces, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, worst_offenders
 from fer_helpers.demo_faces import write_demo_faces
-from fer_helpers.ferplus import VOTES, read_ferplus_votes
+from fer_helpers.ferplus import VOTES, read_ferplus_votes, vote_shares
 from fer_helpers.model_card import model_card
 from fer_helpers.models import build_model, describe, swap_head
 from fer_helpers.prediction import predict_single_image
@@ -185,6 +188,7 @@ from fer_helpers.protocol import (
 from fer_helpers.sources import download_example
 from fer_helpers.store import default_cache_dir
 from fer_helpers.training import estimate_minutes, train_phase
+from fer_helpers.watching import events_folder, watch_epochs
 
 # %% [markdown]
 # The parameters become one checked object: a misspelled name, a wrong type or a value out of range
@@ -310,6 +314,18 @@ for name, splits in datasets.items():
 affectnet, fer = datasets.get("affectnet"), datasets.get("fer2013")
 
 # %% [markdown]
+# Ten people voted on each face of FER2013 for *FER+* (Barsoum et al. 2016). With their votes in
+# `FERPLUS_VOTES`, phase 2 can learn them beside the labels (`FERPLUS_WEIGHT`).
+
+# %% tags=["nbval-check-output"]
+votes = None
+if fer and config.ferplus_weight:
+    votes = vote_shares(read_ferplus_votes(config.ferplus_votes, fer.train))
+    print(f"{np.count_nonzero(votes.any(1)):,} of {len(votes):,} training faces have votes.")
+else:
+    print("No votes are learned.")
+
+# %% [markdown]
 # ## Augmentation
 #
 # Training sees each face a little turned, moved, brighter or darker, and sometimes with a box
@@ -375,12 +391,30 @@ machine = {
     "deadline": deadline, "commit": runs.code_version(), "extra": {"origin": run.origin},
 }  # fmt: skip
 timing = {}
+events = events_folder(run.folder / "tensorboard") if config.tensorboard else None
+
+# %% [markdown]
+# While a phase trains, a notebook that is open in front of you shows its curves growing.
+
+
+# %%
+def curves(name, history, best_epoch=None):
+    """Accuracy and loss of a phase, epoch by epoch."""
+    title = {"affectnet": "Phase 1: AffectNet", "fer2013": "Phase 2: FER2013"}[name]
+    selection = describe_selection(datasets[name].selection)
+    return plots.plot_history(
+        history, phase=title, selection_name=selection, best_epoch=best_epoch, note=note
+    )
+
+
+# %%
 if affectnet:
     pre = affectnet_transforms["val"]
     phase1 = train_phase(
         model, affectnet.train, affectnet.selection, config.recipe("affectnet"),
         run.folder / "affectnet", name="AffectNet", preprocess=pre,
         augment=affectnet_transforms["train"], **machine,
+        on_epoch=watch_epochs(partial(curves, "affectnet"), events and events / "affectnet"),
     )  # fmt: skip
     final, stopped = "affectnet", phase1.stopped
 
@@ -388,11 +422,7 @@ if affectnet:
 if affectnet and phase1.history:
     runs.write_history(run, "affectnet", phase1.history)
     timing["affectnet"] = sum(row["seconds"] for row in phase1.history)
-    figure = plots.plot_history(
-        phase1.history, phase="Phase 1: AffectNet", selection_name=phase1.selection_name,
-        best_epoch=phase1.best_epoch, note=note,
-    )  # fmt: skip
-    show(figure, "affectnet-history")
+    show(curves("affectnet", phase1.history, phase1.best_epoch), "affectnet-history")
 
 # %% [markdown]
 # Phase 1 is scored once, on images that nothing was chosen on.
@@ -417,7 +447,8 @@ if affectnet:
 # ## Phase 2: FER2013, 7 classes
 #
 # The head is exchanged *by class name*: Contempt has no partner in FER2013 and is dropped.
-# Backbone, attention and head then learn at three different rates, the new head fastest.
+# Backbone, attention and head then learn at three different rates, the new head fastest. With
+# `FERPLUS_WEIGHT`, a second head learns people's votes, and stays behind when training has ended.
 
 # %%
 if fer and not stopped:
@@ -429,7 +460,8 @@ if fer and not stopped:
     pre = fer_transforms["val"]
     phase2 = train_phase(
         model, fer.train, fer.selection, config.recipe("fer2013"), run.folder / "fer2013",
-        name="FER2013", preprocess=pre, augment=fer_transforms["train"], **machine,
+        name="FER2013", preprocess=pre, augment=fer_transforms["train"], votes=votes, **machine,
+        on_epoch=watch_epochs(partial(curves, "fer2013"), events and events / "fer2013"),
     )  # fmt: skip
     final, stopped = "fer2013", phase2.stopped
 
@@ -441,11 +473,7 @@ if final == "fer2013" and phase2.history:
         "best_epoch": phase2.best_epoch, "selection_set": describe_selection(fer.selection),
         "stopped": phase2.stopped,
     }  # fmt: skip
-    figure = plots.plot_history(
-        phase2.history, phase="Phase 2: FER2013", selection_name=phase2.selection_name,
-        best_epoch=phase2.best_epoch, note=note,
-    )  # fmt: skip
-    show(figure, "fer2013-history")
+    show(curves("fer2013", phase2.history, phase2.best_epoch), "fer2013-history")
 
 # %% [markdown]
 # ## Evaluation
@@ -541,8 +569,8 @@ if len(surest):
     show(mistakes(surest, "The most confident mistakes"), "confident-mistakes")
 
 # %% [markdown]
-# Labels that people dispute: ten people voted on each face of FER2013 for *FER+* (Barsoum et al.
-# 2016). Given their votes in `FERPLUS_VOTES`, the faces whose label few of them chose are shown.
+# Labels that people dispute: given the votes of *FER+* in `FERPLUS_VOTES`, the faces whose label
+# few of ten people chose are shown.
 
 # %%
 if config.ferplus_votes and final == "fer2013":

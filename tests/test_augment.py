@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.special import betainc
+from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as one_by_one
 
@@ -380,8 +381,9 @@ def test_mixed_targets_are_what_is_in_the_picture(mixup, cutmix):
     generator = seeded()
     for _ in range(40):
         mixed, targets = mix(
-            images, labels, 5, mixup=mixup, cutmix=cutmix, probability=1, generator=generator
-        )
+            images, F.one_hot(labels, 5).float(),
+            mixup=mixup, cutmix=cutmix, probability=1, generator=generator,
+        )  # fmt: skip
         assert targets.shape == (8, 5) and targets.dtype == torch.float32
         torch.testing.assert_close(targets.sum(1), torch.ones(8))
         own = targets[torch.arange(8), labels]
@@ -393,11 +395,11 @@ def test_mixed_targets_are_what_is_in_the_picture(mixup, cutmix):
 
 
 def test_mixing_shares_follow_the_beta_distribution():
-    images, labels = torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])
+    images, whole = torch.zeros(2, 1, 4, 4), torch.eye(2)
     generator = seeded()
     shares = []
     for _ in range(300):
-        _, targets = mix(images, labels, 2, mixup=0.4, cutmix=0, probability=1, generator=generator)
+        _, targets = mix(images, whole, mixup=0.4, cutmix=0, probability=1, generator=generator)
         shares.append(targets[0, 0])
     found = betainc(0.4, 0.4, torch.stack(shares).sort().values.double().numpy())
     expected = np.linspace(0, 1, len(found))
@@ -405,24 +407,22 @@ def test_mixing_shares_follow_the_beta_distribution():
 
 
 def test_mixing_sometimes_or_never():
-    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
-    whole = torch.nn.functional.one_hot(labels, 3).float()
+    images = torch.rand(4, 1, 8, 8)
+    whole = F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     for settings in (
         {"probability": 0, "mixup": 1, "cutmix": 1},
         {"probability": 1, "mixup": 0, "cutmix": 0},
     ):
-        same, targets = mix(images, labels, 3, generator=seeded(), **settings)
+        same, targets = mix(images, whole, generator=seeded(), **settings)
         assert same is images and torch.equal(targets, whole)
     generator = seeded()
     mixed = [
-        mix(images, labels, 3, mixup=1, cutmix=0, probability=0.3, generator=generator)[0]
-        is not images
+        mix(images, whole, mixup=1, cutmix=0, probability=0.3, generator=generator)[0] is not images
         for _ in range(500)
     ]
     assert 0.22 < np.mean(mixed) < 0.38
     again = [
-        mix(images, labels, 3, mixup=1, cutmix=1, probability=1, generator=seeded(9))[0]
-        for _ in "ab"
+        mix(images, whole, mixup=1, cutmix=1, probability=1, generator=seeded(9))[0] for _ in "ab"
     ]
     assert torch.equal(*again)
 

@@ -104,6 +104,15 @@ def test_nothing_is_chosen_without_a_selection_set():
     assert Config.from_values(ways_out, "x").selection_size == 0
 
 
+def test_votes_are_learned_only_where_there_are_some():
+    (line,) = refused({"FERPLUS_WEIGHT": 0.5})
+    assert line.startswith("FERPLUS_WEIGHT (0.5) has no votes to learn: set FERPLUS_VOTES")
+    assert refused({"FERPLUS_WEIGHT": 1.5, "FERPLUS_VOTES": "x.csv"})
+    config = Config.from_values({"FERPLUS_WEIGHT": 0.5, "FERPLUS_VOTES": "x.csv"}, "x")
+    assert config.recipe("affectnet").vote_weight == 0
+    assert config.recipe("fer2013").vote_weight == 0.5
+
+
 # The notebook's cell and the parameter files
 
 
@@ -215,10 +224,12 @@ def test_config_is_frozen():
 
 def test_fingerprint_leaves_out_what_does_not_change_the_model():
     moved = {"output_dir": "else", "device": "cpu", "time_budget_minutes": 3.0, "tta_views": 1,
-             "affectnet_dir": "a", "fer_detail_every": 1, "photo": "x.jpg"}  # fmt: skip
+             "affectnet_dir": "a", "fer_detail_every": 1, "photo": "x.jpg",
+             "ferplus_votes": "x.csv", "tensorboard": True}  # fmt: skip
     assert Config(**moved).fingerprint() == Config().fingerprint()
-    for name, value in {"seed": 1, "precision": "fp32", "width": 32, "max_images": 9}.items():
-        assert Config(**{name: value}).fingerprint() != Config().fingerprint(), name
+    changes = {"seed": 1, "precision": "fp32", "width": 32, "max_images": 9, "ferplus_weight": 0.5}
+    for name, value in changes.items():
+        assert Config(**{**moved, name: value}).fingerprint() != Config().fingerprint(), name
 
 
 def test_recipes_of_the_two_phases():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fer_helpers.data import DataError, FaceSet, load_fer2013
 from fer_helpers.fer_csv import FER_CSV_ORDER
-from fer_helpers.ferplus import VOTES, match_ferplus, read_ferplus_votes
+from fer_helpers.ferplus import VOTES, match_ferplus, read_ferplus_votes, vote_shares
 
 FOLDER_OF = {
     "Anger": "angry", "Disgust": "disgust", "Fear": "fear", "Happy": "happy",
@@ -109,6 +109,16 @@ def test_tables_that_do_not_fit_are_refused(published, tmp_path):
         read_ferplus_votes(tmp_path / "twice.csv", splits.train)
 
 
+def test_shares_are_of_the_emotions_alone():
+    votes = np.zeros((3, 10), np.int64)
+    votes[0, [0, 3, 8, 9]] = 6, 2, 1, 1  # six neutral, two sad, one unknown, one not a face
+    votes[1, 9] = 10  # not a face
+    shares = vote_shares(votes)
+    assert shares.dtype == np.float32 and shares.shape == (3, 8)
+    assert shares[0].tolist() == [0.75, 0, 0, 0.25, 0, 0, 0, 0]
+    assert not shares[1:].any()
+
+
 def test_the_table_of_the_development_data_is_read(tmp_path):
     places = [p / "shared/data/ferplus-kaggle-names.csv" for p in Path(__file__).resolve().parents]
     table = next((place for place in places if place.is_file()), None)
@@ -121,3 +131,9 @@ def test_the_table_of_the_development_data_is_read(tmp_path):
     )  # fmt: skip
     votes = read_ferplus_votes(table, faces)
     assert votes.shape == (3, 10) and votes[0].tolist() == [8, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+    everybody = pd.read_csv(table)[list(VOTES)].fillna(0).to_numpy(np.int64)
+    shares = vote_shares(everybody)
+    voted = shares.any(1)
+    assert 0.9 < voted.mean() < 1  # some are no face, and nobody saw an emotion in them
+    np.testing.assert_allclose(shares[voted].sum(1), 1, rtol=1e-6)
+    assert (shares.argmax(1) == everybody[:, :8].argmax(1))[voted].all()

@@ -13,6 +13,7 @@ from fer_helpers.recipes import (
     make_optimizer,
     make_parts,
     make_schedule,
+    vote_loss,
 )
 from tests.test_config import ROOT
 from tests.tiny import AUGMENT, PREPROCESS, faces, net, recipe, scored_faces, selection_faces
@@ -30,7 +31,7 @@ def batch():
     return logits, labels, torch.rand(16, 3, generator=draw).softmax(1)
 
 
-def phase(train=None, selection="tiny", **changes):
+def phase(train=None, selection="tiny", votes=None, **changes):
     return Phase(
         faces() if train is None else train,
         selection_faces() if selection == "tiny" else selection,
@@ -40,6 +41,7 @@ def phase(train=None, selection="tiny", **changes):
         seed=0,
         device=torch.device("cpu"),
         precision="fp32",
+        votes=votes,
     )
 
 
@@ -89,6 +91,17 @@ def test_too_few_faces_and_other_classes():
         phase(selection=selection_faces(n=0))
 
 
+def test_votes_must_be_there_and_fit_where_they_are_learned():
+    assert phase().votes is None
+    for votes, words in (
+        (None, "24 training faces, and there are none"),
+        (np.zeros((9, 8)), "9 rows"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            phase(votes=votes, vote_weight=0.5)
+    phase(votes=np.zeros((9, 8)))  # not learned, not looked at
+
+
 # Loss
 
 
@@ -135,6 +148,23 @@ def test_logit_adjustment_adds_the_logarithm_of_the_share(batch):
 def test_loss_is_taken_in_full_precision(batch):
     logits, labels, _ = batch
     assert make_loss(recipe(), COUNTS)(logits.bfloat16(), labels).dtype == torch.float32
+
+
+def test_vote_loss_equals_a_slow_one_over_the_faces_with_votes(batch):
+    logits, _, votes = batch
+    votes = votes.clone()
+    votes[[2, 5]] = 0
+    slow = -(votes * logits.double().log_softmax(1)).sum(1)
+    expected = sum(float(cost) for face, cost in enumerate(slow) if face not in (2, 5)) / 14
+    assert float(vote_loss(logits, votes)) == pytest.approx(expected, rel=1e-5)
+    assert vote_loss(logits.bfloat16(), votes).dtype == torch.float32
+
+
+def test_no_votes_at_all_teach_nothing(batch):
+    logits = batch[0].clone().requires_grad_()
+    loss = vote_loss(logits, torch.zeros(16, 3))
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()
 
 
 # Schedule
@@ -195,10 +225,50 @@ def test_optimizers(name, kind):
         assert all(g["nesterov"] and g["momentum"] == 0.9 for g in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_a_first_step_that_fp16_skips_leaves_no_trace(name):
+    """The first loss scale is nearly always too high, so this is the usual beginning on a T4."""
+    after = []
+    for overflow in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"head": torch.nn.Linear(64, 64)})
+        optimizer = make_optimizer(model, recipe(optimizer=name, head_lr=0.1))
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
+        for skipped in [True] * overflow + [False] * 3:
+            scaler.scale(model["head"](torch.ones(2, 64)).square().mean()).backward()
+            if skipped:
+                model["head"].weight.grad[0, 0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update(4.0)
+            optimizer.zero_grad()
+        after.append(model["head"].weight.detach())
+    assert torch.equal(*after)
+
+
 def test_norms_and_biases_can_be_spared_from_decay():
     optimizer = make_optimizer(net(), recipe(decay_norms=False, weight_decay=0.1))
     spared = [group for group in optimizer.param_groups if group["weight_decay"] == 0]
     assert spared and all(p.ndim < 2 for group in spared for p in group["params"])
+
+
+def test_the_vote_head_learns_at_the_rate_of_the_head():
+    given = {"votes": np.ones((24, 8), np.float32) / 8, "decay_norms": False}
+    parts = make_parts(phase(vote_weight=0.5, head_lr=0.7, **given), net())
+    assert parts.vote_head.out_features == 8
+    rates = {
+        id(weights): (group["lr"], group["weight_decay"])
+        for group in parts.optimizer.param_groups
+        for weights in group["params"]
+    }
+    assert rates[id(parts.vote_head.weight)] == (0.7, recipe().weight_decay)
+    assert rates[id(parts.vote_head.bias)] == (0.7, 0.0)
+    assert make_parts(phase(**given), net()).vote_head is None
+
+
+def test_weights_lie_in_channels_last_order():
+    convolution = make_parts(phase(), net()).model.backbone.layer1[0].conv1
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not convolution.weight.is_contiguous()
 
 
 # Average
@@ -263,7 +333,10 @@ def test_the_originals_optimizer_and_schedule(original, name, backbone, attentio
     assert (schedule.mode, schedule.factor, schedule.patience) == ("max", 0.5, 3)
     assert (schedule.threshold, schedule.cooldown) == (1e-4, 0)  # the defaults
     assert (given.epochs, given.batch_size) == (epochs, 32)
-    off = ("ema", "clip_norm", "early_stop", "mixup", "cutmix", "logit_adjustment", "warmup")
+    off = (
+        "ema", "clip_norm", "early_stop", "mixup", "cutmix", "logit_adjustment", "warmup",
+        "vote_weight", "start_size",
+    )  # fmt: skip
     assert not any(getattr(given, option) for option in off)
     assert (given.sampler, given.keep, given.loss) == ("shuffle", "best", "cross_entropy")
 

@@ -6,15 +6,18 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fer_helpers import files, resuming, training
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import CheckpointError, load_model, load_state
+from fer_helpers.recipes import make_parts, vote_loss
 from fer_helpers.training import (
     Feed,
     TrainingError,
@@ -34,6 +37,7 @@ from tests.tiny import (
     same_weights,
     scored_faces,
     selection_faces,
+    some_votes,
     train,
     without_clock,
 )
@@ -49,7 +53,10 @@ OPTIONS = {
     "rare classes": {"sampler": "balanced", "logit_adjustment": 1.0, "class_weights": "none"},
     "last": {"keep": "last", "schedule": "cosine", "selection": None},
     "growing": {"start_size": 8, "grow_until": 0.6},
+    "votes": {"votes": some_votes(), "vote_weight": 0.5, "decay_norms": False, "clip_norm": 1.0},
+    "mixed votes": {"votes": some_votes(), "vote_weight": 1.0, "mixup": 0.4, "ema": 0.9},
     "bf16": {"precision": "bf16", "early_stop": 1},
+    "fp16": {"precision": "fp16", "clip_norm": 1.0},
 }
 
 
@@ -100,6 +107,48 @@ def test_every_option_trains_and_resumes_to_the_bit(tmp_path, name):
     assert result.best_epoch == whole.best_epoch
     kept = (load_model(tmp_path / folder / "best.safetensors") for folder in ("unbroken", "broken"))
     assert all(same_weights(loaded.model, unbroken) for loaded in kept)
+
+
+def test_a_vote_head_learns_the_votes_and_stays_out_of_the_model(tmp_path):
+    votes = some_votes()
+    model, _ = train(tmp_path, epochs=40, augment=Augment(), votes=votes, vote_weight=1.0)
+    head = load_state(tmp_path / "last.pt")["vote head"]
+    with torch.inference_mode():
+        features = model.embed(PREPROCESS(faces().images()))
+    logits = features @ head["weight"].T + head["bias"]
+    voted = votes.any(1)
+    found = vote_loss(logits, torch.from_numpy(votes))
+    knowing_nothing = -(votes[voted] * np.log(votes[voted].mean(0))).sum(1).mean()
+    people = -(votes[voted] * np.log(votes[voted])).sum(1).mean()  # no answer can be below
+    assert people < found < (people + knowing_nothing) / 2
+    assert model.state_dict().keys() == net().state_dict().keys()
+    assert (
+        load_model(tmp_path / "best.safetensors").model.state_dict().keys()
+        == net().state_dict().keys()
+    )
+
+
+def test_votes_change_the_training_only_where_they_are_learned(tmp_path):
+    plain, _ = train(tmp_path / "1")
+    assert same_weights(plain, train(tmp_path / "2", votes=some_votes())[0])
+    nobody = np.zeros_like(some_votes())
+    learned, _ = train(tmp_path / "3", votes=some_votes(), vote_weight=0.5)
+    unvoted, _ = train(tmp_path / "4", votes=nobody, vote_weight=0.5)
+    assert not same_weights(plain, learned)
+    assert not same_weights(unvoted, learned)
+
+
+def test_votes_are_mixed_like_the_labels():
+    """With the labels as votes, what is foretold of both is the same."""
+    labels = np.arange(24) % 3
+    phase = resuming.Phase(
+        faces(), selection_faces(), recipe(mixup=1.0, mix_probability=1.0, vote_weight=1.0),
+        PREPROCESS, AUGMENT, 0, torch.device("cpu"), "fp32", np.eye(3, dtype=np.float32)[labels],
+    )  # fmt: skip
+    batch = Feed(phase)(np.arange(8))
+    _, targets, votes = training.prepare(phase, make_parts(phase, net()), *batch, number=0)
+    assert torch.equal(targets, votes)
+    assert not torch.equal(votes, batch[2])
 
 
 def test_pictures_grow_in_steps_of_eight_until_the_share_is_over(tmp_path):
@@ -187,10 +236,29 @@ def test_early_stop_counts_epochs_without_a_better_one(tmp_path, monkeypatch):
     assert len(again.history) == 3 and not again.stopped
 
 
-def test_any_run_however_bad_leaves_a_checkpoint(tmp_path):
-    _, result = train(tmp_path, epochs=1, backbone_lr=0.0, attention_lr=0.0, head_lr=1e-12)
+def test_any_run_however_bad_leaves_a_checkpoint(tmp_path, monkeypatch):
+    """Nothing is learned, and not one face of the selection set is told right in any epoch."""
+    wrong = np.eye(3, dtype=np.float32)[(selection_faces().labels + 1) % 3]
+    monkeypatch.setattr(training, "predict_logits", lambda *_, **__: wrong)
+    _, result = train(tmp_path, backbone_lr=0.0, attention_lr=0.0, head_lr=1e-12)
+    assert [row["selection_accuracy"] for row in result.history] == [0, 0]
     assert result.best_epoch == 1
     assert load_model(tmp_path / "best.safetensors").class_names == faces().class_names
+
+
+def test_a_run_that_fails_in_its_first_step_leaves_a_checkpoint(tmp_path, monkeypatch):
+    poison(monkeypatch, at=0)
+    with pytest.raises(TrainingError, match="not finite in epoch 1, step 1 "):
+        train(tmp_path)
+    assert same_weights(load_model(tmp_path / "best.safetensors").model, net())
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "cosine", "onecycle"])
+def test_a_schedule_may_be_longer_than_the_data(tmp_path, schedule):
+    """One epoch of one step, and a rise that would take it all."""
+    given = {"epochs": 1, "batch_size": 24, "warmup": 0.9, "schedule": schedule}
+    model, result = train(tmp_path, **given)
+    assert len(result.history) == 1 and not same_weights(model, net())
 
 
 def test_nothing_is_written_outside_of_the_folder(tmp_path):
@@ -204,6 +272,29 @@ def test_a_test_set_is_refused(tmp_path, sets):
     with pytest.raises(TrainingError, match="a test set is never trained or chosen on"):
         train(tmp_path, **sets)
     assert not os.listdir(tmp_path)
+
+
+def test_a_step_reads_no_value_off_the_device():
+    """On a GPU, a value that is read waits for everything before it."""
+
+    reading = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+
+    class NoReading(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function not in reading, f"a step calls {function}"
+            return function(*args, **kwargs or {})
+
+    # Mixing and the focal loss are left out: `one_hot` looks at its input on a CPU, not on a GPU.
+    learned = recipe(clip_norm=1.0, ema=0.9, vote_weight=0.5, schedule="cosine")
+    phase = resuming.Phase(
+        faces(), selection_faces(), learned, PREPROCESS, AUGMENT, 0, torch.device("cpu"), "fp32",
+        some_votes(),
+    )  # fmt: skip
+    parts, batch = make_parts(phase, net()), Feed(phase)(np.arange(8))
+    with NoReading():
+        training.train_step(phase, parts, *batch, 0)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
+        float(torch.ones(1))
 
 
 # Order and batches
@@ -235,10 +326,15 @@ def test_no_batch_holds_a_single_face(tmp_path):
 
 def test_feed_gives_the_faces_of_the_rows():
     some = faces().take(np.array([4, 8, 15]))
-    pixels, labels = Feed(some, torch.device("cpu"))(np.array([2, 0]))
+    phase = resuming.Phase(
+        some, selection_faces(), recipe(vote_weight=0.5), PREPROCESS, AUGMENT, 0,
+        torch.device("cpu"), "fp32", np.arange(6, dtype=np.float32).reshape(3, 2),
+    )  # fmt: skip
+    pixels, labels, votes = Feed(phase)(np.array([2, 0]))
     assert pixels.shape == (2, 1, 16, 16) and pixels.dtype == torch.uint8
     assert np.array_equal(pixels[0, 0].numpy(), faces().images()[15, ..., 0])
-    assert labels.tolist() == [0, 1]
+    assert labels.tolist() == [0, 1] and votes.tolist() == [[4, 5], [0, 1]]
+    assert Feed(replace(phase, recipe=recipe()))(np.array([2, 0]))[2].shape == (2, 0)
 
 
 # Stopping and going on
@@ -310,6 +406,7 @@ def test_a_finished_phase_is_not_trained_again(tmp_path, monkeypatch):
     ({"augment": Augment()}, r"augmentation brightness was 0\.2 and is 0\.0; .*augmentation flip"),
     ({"precision": "bf16"}, r"precision was \S*fp32\S* and is \S*bf16"),
     ({"selection": selection_faces(n=12)}, "selection data was"),
+    ({"votes": some_votes(), "vote_weight": 0.5}, r"recipe vote_weight was 0\.0.*votes was null"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
 def test_another_training_is_refused_with_the_differences(tmp_path, changes, words):
     train(tmp_path, deadline=PAST)
@@ -317,6 +414,15 @@ def test_another_training_is_refused_with_the_differences(tmp_path, changes, wor
         train(tmp_path, **changes)
     assert "belongs to another training" in str(caught.value)
     assert "RESUME to 'never'" in str(caught.value)
+
+
+def test_other_votes_are_refused_where_they_are_learned(tmp_path):
+    others = np.roll(some_votes(), 3, axis=0)
+    train(tmp_path / "1", deadline=PAST, votes=some_votes(), vote_weight=0.5)
+    with pytest.raises(CheckpointError, match=r"votes was \S+ and is"):
+        train(tmp_path / "1", votes=others, vote_weight=0.5)
+    train(tmp_path / "2", deadline=PAST, votes=some_votes())
+    assert not train(tmp_path / "2", votes=others)[1].stopped
 
 
 def test_what_does_not_change_the_result_may_differ(tmp_path):
@@ -391,10 +497,10 @@ def test_losses_are_looked_at_in_order_however_rarely(tmp_path, monkeypatch):
 def test_out_of_memory_names_the_largest_half_that_fits(tmp_path, monkeypatch):
     real = training.train_step
 
-    def greedy(phase, parts, pixels, labels, number):
-        if len(labels) > fits:
+    def greedy(phase, parts, pixels, *rest):
+        if len(pixels) > fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(phase, parts, pixels, labels, number)
+        return real(phase, parts, pixels, *rest)
 
     monkeypatch.setattr(training, "train_step", greedy)
     for fits, words in ((5, "BATCH_SIZE 4 fits"), (3, "BATCH_SIZE 2 fits"), (1, "not even BATCH_")):
@@ -455,6 +561,7 @@ def test_a_full_disk_is_not_asked_again_at_every_step(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("changes", [
     {}, {"schedule": "onecycle", "epochs": 1, "batch_size": 24}, {"mixup": 1.0, "ema": 0.9},
+    {"vote_weight": 0.5},
 ])  # fmt: skip
 def test_estimate_changes_nothing(changes):
     model = net()

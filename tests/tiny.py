@@ -50,6 +50,14 @@ def tiny_splits(**more):
     return Splits(faces(), selection_faces(), (scored_faces(**more),), sentence="Tiny.")
 
 
+def some_votes(n=24, choices=5):
+    """Shares of votes for `faces(n)`: most for the label, and none at all for every fifth face."""
+    votes = np.random.default_rng(3).dirichlet(np.ones(choices), n)
+    votes[np.arange(n), np.arange(n) % 3] += 3
+    votes[::5] = 0
+    return (votes / np.maximum(votes.sum(1, keepdims=True), 1)).astype(np.float32)
+
+
 def net(seed=0, **changes):
     torch.manual_seed(seed)
     small = {"backbone": "resnet18", "stem": "small2", "width": 8, "channels": 1, "head_hidden": 8}
@@ -71,9 +79,11 @@ def train(folder, model=None, *, train=None, selection=True, lines=None, **chang
     """
     loop = {
         name: changes.pop(name)
-        for name in ("deadline", "commit", "on_epoch", "device", "precision", "seed", "augment")
+        for name in (
+            "deadline", "commit", "on_epoch", "device", "precision", "seed", "augment", "votes"
+        )
         if name in changes
-    }
+    }  # fmt: skip
     model = net() if model is None else model
     result = train_phase(
         model,

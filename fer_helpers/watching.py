@@ -1,0 +1,110 @@
+"""What a person sees while a phase trains: a progress bar, growing curves, TensorBoard's files."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+History = Sequence[Mapping[str, Any]]
+"""The rows of `training.PhaseResult.history` so far."""
+
+
+def notebook_is_open() -> bool:
+    """Whether somebody has this notebook open: not so under papermill, nbval or a Kaggle commit."""
+    return (
+        any(os.environ.get(name) for name in ("JPY_SESSION_NAME", "COLAB_RELEASE_TAG"))
+        or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
+    )
+
+
+def epoch_bar(title: str, total: int, done: int) -> tqdm:
+    """Faces per second and time left of an epoch, where somebody watches: not in a log.
+
+    Args:
+        title: what stands before the bar.
+        total: faces in the epoch.
+        done: faces that an earlier session has trained on.
+    """
+    return tqdm(
+        total=total,
+        initial=done,
+        unit="img",
+        desc=title,
+        leave=False,
+        mininterval=0.5,
+        disable=not (sys.stderr.isatty() or notebook_is_open()),
+    )
+
+
+def watch_epochs(
+    draw: Callable[[History], Any], events: Path | None = None
+) -> Callable[[History], None]:
+    """What `training.train_phase` may call after every epoch.
+
+    Args:
+        draw: gives a figure of a history, which is shown where the notebook is open, in one place.
+        events: folder for TensorBoard; None writes nothing.
+    """
+    watchers = [live_figure(draw)] if notebook_is_open() else []
+    if events is not None:
+        watchers.append(event_writer(events))
+
+    def on_epoch(history: History) -> None:
+        for watcher in watchers:
+            watcher(history)
+
+    return on_epoch
+
+
+def live_figure(draw: Callable[[History], Any]) -> Callable[[History], None]:
+    """Show `draw(history)` the first time, and put the new figure in its place every other time."""
+    from IPython.display import display
+
+    handles = []
+
+    def on_epoch(history: History) -> None:
+        figure = draw(history)
+        if handles:
+            handles[0].update(figure)
+        else:
+            handles.append(display(figure, display_id=True))
+
+    return on_epoch
+
+
+def events_folder(folder: Path, log: Callable[[str], None] = print) -> Path | None:
+    """`folder`, or None and a line of text where the package that writes into it is missing."""
+    if importlib.util.find_spec("tensorboard") is None:
+        log("TENSORBOARD is on, but the package is not here: pip install tensorboard.")
+        return None
+    return folder
+
+
+def event_writer(folder: Path) -> Callable[[History], None]:
+    """Write histories into `folder` for TensorBoard, a curve for each column.
+
+    The epochs of earlier sessions are written again, after a mark that makes TensorBoard forget
+    what it has read: an epoch that was written but not saved would have two points otherwise.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    writers = []
+
+    def on_epoch(history: History) -> None:
+        new = history[-1:]
+        if not writers:
+            writers.append(SummaryWriter(str(folder), purge_step=1))
+            new = history
+        for row in new:
+            for name, value in row.items():
+                if name != "epoch":
+                    writers[0].add_scalar(name, value, row["epoch"])
+        writers[0].flush()
+
+    return on_epoch

@@ -1,0 +1,136 @@
+"""What a person sees while training, and that nobody else sees it."""
+
+import sys
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from fer_helpers import watching
+from fer_helpers.watching import (
+    epoch_bar,
+    event_writer,
+    events_folder,
+    notebook_is_open,
+    watch_epochs,
+)
+from tests.tiny import train
+
+FRONT_ENDS = {
+    "JPY_SESSION_NAME": "x.ipynb",
+    "COLAB_RELEASE_TAG": "release",
+    "KAGGLE_KERNEL_RUN_TYPE": "Interactive",
+}
+ROWS = [{"epoch": e, "train_loss": 2 / e, "selection_accuracy": 1 - 0.5 / e} for e in range(1, 6)]
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch):
+    """No front end, no terminal."""
+    for name in FRONT_ENDS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_an_open_notebook_is_known_by_its_front_end(monkeypatch, name):
+    assert not notebook_is_open()
+    monkeypatch.setenv(name, FRONT_ENDS[name])
+    assert notebook_is_open()
+
+
+def test_a_pushed_kernel_is_no_open_notebook(monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert not notebook_is_open()
+
+
+def test_a_bar_where_somebody_watches_and_not_in_a_log(monkeypatch, capsys):
+    for watched in (False, True):
+        monkeypatch.setattr(watching, "notebook_is_open", lambda watched=watched: watched)
+        with epoch_bar("AffectNet 1/3", 100, 40) as bar:
+            bar.update(60)
+            assert bar.disable is not watched
+        assert ("AffectNet 1/3" in capsys.readouterr().err) is watched
+    assert (bar.initial, bar.total, bar.unit) == (40, 100, "img")
+
+
+# Curves
+
+
+def executed(env, monkeypatch):
+    """The outputs of a cell that watches three epochs, in a kernel with these variables."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    source = (
+        "from fer_helpers.watching import watch_epochs\n"
+        "on_epoch = watch_epochs(lambda history: f'{len(history)} epochs')\n"
+        "for n in (1, 2, 3):\n    on_epoch(list(range(n)))"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    return notebook.cells[0].outputs
+
+
+def test_curves_grow_in_one_place_of_an_open_notebook(monkeypatch):
+    (output,) = executed({"JPY_SESSION_NAME": "x.ipynb"}, monkeypatch)
+    assert output.output_type == "display_data"
+    assert output.data["text/plain"] == "'3 epochs'"
+
+
+def test_an_executed_notebook_shows_no_curves(monkeypatch):
+    assert executed({}, monkeypatch) == []
+
+
+def test_nothing_is_drawn_for_nobody():
+    watch_epochs(lambda _: pytest.fail("drawn"))(ROWS)
+
+
+# TensorBoard
+
+
+def points(folder):
+    """What TensorBoard shows: name -> [(epoch, value), ...]."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
+
+
+@pytest.mark.parametrize("saved", [1, 2, 3], ids="saved {}".format)
+def test_tensorboard_shows_every_epoch_once_however_often_it_was_resumed(tmp_path, saved):
+    """Three epochs are written, a kill takes all but `saved` of them back, the rest comes again."""
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    first, second = event_writer(tmp_path), event_writer(tmp_path)
+    for n in (1, 2, 3):
+        first([{**row, "train_loss": -1.0} for row in ROWS[:n]])
+    for n in range(saved + 1, 6):
+        second(ROWS[:n])
+    for name in ("train_loss", "selection_accuracy"):
+        expected = [(row["epoch"], pytest.approx(row[name])) for row in ROWS]
+        assert points(tmp_path)[name] == expected
+
+
+def test_tensorboard_gets_what_the_history_holds_and_changes_nothing(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    watch = watch_epochs(lambda _: pytest.fail("drawn"), tmp_path / "events")
+    _, result = train(tmp_path / "watched", on_epoch=watch)
+    shown = points(tmp_path / "events")
+    assert shown.keys() == result.history[0].keys() - {"epoch"}
+    for name, curve in shown.items():
+        assert [value for _, value in curve] == pytest.approx([r[name] for r in result.history])
+    assert sorted(p.name for p in (tmp_path / "watched").iterdir()) == [
+        "best.safetensors", "last.pt",
+    ]  # fmt: skip
+
+
+def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(watching.importlib.util, "find_spec", lambda name: True)
+    assert events_folder(tmp_path / "x", lines.append) == tmp_path / "x" and not lines
+    monkeypatch.setattr(watching.importlib.util, "find_spec", lambda name: None)
+    assert events_folder(tmp_path / "x", lines.append) is None
+    assert lines == ["TENSORBOARD is on, but the package is not here: pip install tensorboard."]
