@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 import signal
 import sys
 import threading
@@ -46,6 +45,7 @@ from fer_helpers.augment import Augment, mix
 from fer_helpers.config import Recipe
 from fer_helpers.confusions import class_scores, confusion_matrix, confusion_scores, top_confusions
 from fer_helpers.data import SelectionSet, TrainSet
+from fer_helpers.front_end import front_end
 from fer_helpers.inference import autocast, predict_logits
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
@@ -530,11 +530,6 @@ def train_phase(
 
 def epoch_bar(title: str, phase: Phase, progress: Progress) -> tqdm:
     """Faces per second and time left, where somebody watches: not in a log, not in papermill."""
-    watched = (
-        sys.stderr.isatty()
-        or any(os.environ.get(name) for name in ("JPY_SESSION_NAME", "COLAB_RELEASE_TAG"))
-        or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
-    )
     return tqdm(
         total=len(phase.train),
         initial=progress.seen,
@@ -542,7 +537,7 @@ def epoch_bar(title: str, phase: Phase, progress: Progress) -> tqdm:
         desc=title,
         leave=False,
         mininterval=0.5,
-        disable=not watched,
+        disable=not (sys.stderr.isatty() or front_end()),
     )
 
 

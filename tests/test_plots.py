@@ -6,9 +6,11 @@ import re
 
 import matplotlib
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from nbclient import NotebookClient
 from PIL import Image
 
 from fer_helpers import plots
@@ -156,16 +158,28 @@ def test_figures_are_returned_closed_and_say_where_the_data_comes_from(figures):
         assert "drawn faces" in texts(figure), name
 
 
-def test_a_notebook_shows_each_figure_once_as_a_small_opaque_png(figures):
+def test_a_figure_is_a_small_opaque_png(figures):
     for name, figure in figures.items():
-        bundle = figure._repr_mimebundle_()
-        assert set(bundle) == {"image/png", "text/plain"}
-        raw = base64.b64decode(bundle["image/png"])
+        raw = plots.png_bytes(figure)
         picture = Image.open(io.BytesIO(raw))
         assert len(raw) < 60_000, name
         assert picture.width <= 960, name
         assert picture.convert("RGBA").getpixel((1, 1)) == (255, 255, 255, 255), name
     assert plt.get_fignums() == []
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_this_png_once_and_not_the_one_of_its_backend():
+    code = (
+        "from fer_helpers.plots import plot_class_accuracy\n"
+        "plot_class_accuracy([[3, 1], [0, 2]], ('Happy', 'Sad'))"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    [output] = notebook.cells[0].outputs
+    assert set(output["data"]) == {"image/png", "text/plain"}
+    raw = base64.b64decode(output["data"]["image/png"])
+    assert raw == plots.png_bytes(plots.plot_class_accuracy([[3, 1], [0, 2]], ("Happy", "Sad")))
 
 
 def test_no_text_leaves_the_figure_and_no_two_titles_overlap(figures):
