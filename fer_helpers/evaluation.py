@@ -46,6 +46,8 @@ from fer_helpers.exploration import (
     label_suspects,
     pick_faces,
     precision_recall,
+    slices,
+    slices_text,
     vote_agreement,
     votes_text,
 )
@@ -74,6 +76,8 @@ __all__ = [
     "risk_coverage",
     "scores_text",
     "seeds_summary",
+    "slices",
+    "slices_text",
     "softmax",
     "top_confusions",
     "vote_agreement",

@@ -128,7 +128,13 @@ def draws(names):
         "robustness": lambda: plots.plot_robustness({names[1]: np.linspace(0.7, 0.2, 6)}, **note),
         "mcnemar": lambda: plots.plot_mcnemar([[np.nan, 0.01], [0.01, np.nan]], names[:2], **note),
         "attention": lambda: plots.plot_attention(
-            faces(3), np.linspace(0, 1, 147).reshape(3, 7, 7), names[:3], **note
+            faces(3),
+            {
+                "mask": np.linspace(0.2, 0.8, 147).reshape(3, 7, 7),
+                "Grad-CAM": np.linspace(0, 1, 243).reshape(3, 9, 9),
+            },
+            names[:3],
+            **note,
         ),
         "suspects": lambda: plots.plot_suspects(faces(7), suspects(7), **note),
     }
@@ -287,6 +293,15 @@ def test_small_faces_are_enlarged_pixel_by_pixel():
     assert np.abs(canvas[:96:2, :96:2].astype(int) - faces(2)[0]).max() <= 4
     mixed = plots.plot_samples([faces(2, 75, 3), faces(3, 48)], ["a", "b"])
     assert mixed.axes[0].images[0].get_array().shape[1] == 3 * 116 - 6
+
+
+def test_each_kind_of_map_has_its_row_and_its_own_range(figures):
+    assert {"face", "mask 0.20–0.80", "Grad-CAM 0.00–1.00"} <= set(texts(figures["attention"]))
+    canvas = np.asarray(figures["attention"].axes[0].images[0].get_array(), dtype=int)
+    for row in (canvas[102:198], canvas[204:300]):
+        lowest, highest = row[:9, :9].mean(axis=(0, 1)), row[-9:, -9:].mean(axis=(0, 1))
+        assert lowest[2] > lowest[0] + 10  # dark blue
+        assert highest[0] > highest[2] + 10  # bright yellow
 
 
 def test_highlight_pales_the_other_classes():
