@@ -18,7 +18,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage, stats
@@ -103,13 +103,13 @@ def precision_recall(
 
 
 # %%
-def sharpness(images: np.ndarray) -> np.ndarray:
-    """Return the variance of the Laplacian, float64 (N,), of faces uint8 (N, H, W, C).
+def sharpness(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the variance of the Laplacian, float64 (N,), of N faces uint8 (H, W, C).
 
     In squared grey levels, 0 for a blank picture. Source: Pech-Pacheco et al. 2000, "Diatom
     autofocusing in brightfield microscopy: a comparative study".
     """
-    grey = np.asarray(images).mean(axis=3, dtype=np.float32)
+    grey = (np.mean(image, axis=2, dtype=np.float32) for image in images)
     return np.array([ndimage.laplace(face).var(dtype=np.float64) for face in grey])
 
 
@@ -147,12 +147,12 @@ def accuracy_by_third(
 
 # %%
 def slices(
-    correct: np.ndarray, images: np.ndarray, native: Sequence[str] = ()
+    correct: np.ndarray, images: Iterable[np.ndarray], native: Sequence[str] = ()
 ) -> dict[str, list[dict]]:
     """Return `accuracy_by_third` by sharpness and, where sizes are known, by size in the file.
 
-    `correct` is bool (N,), `images` uint8 (N, H, W, C), `native` (N,) holds mode and size in each
-    file ("L 48x48"), of which the shorter side counts in pixels.
+    `correct` is bool (N,), `images` N faces uint8 (H, W, C), `native` (N,) holds mode and size in
+    each file ("L 48x48"), of which the shorter side counts in pixels.
     """
     parts = {"sharpness": accuracy_by_third(correct, sharpness(images))}
     if len(native) and all(native):

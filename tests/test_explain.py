@@ -95,6 +95,22 @@ def test_the_check_exposes_a_map_that_ignores_the_net(trained):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("attention", ["spatial", "cbam"])
+def test_a_safe_start_is_random_too_in_the_check(attention):
+    settings = {"backbone": "resnet18", "width": 8, "channels": 1, "attention": attention}
+    model = build_model(2, attention_safe_start=True, **settings)
+    seen = []
+
+    def masks(net, batch):
+        seen.append(attention_map(net, batch))
+        return seen[-1]
+
+    randomization_check(masks, model, corners(2)[0].repeat(1, 1, 4, 4), seeds=(0,))
+    trained, fresh = seen
+    assert np.ptp(trained) == 0  # as it starts
+    assert np.ptp(fresh[0]) > 0
+
+
 def test_similarity_ranks_and_forgives_constants():
     maps = np.random.default_rng(0).random((3, 6, 6))
     assert similarity(maps, np.exp(maps)) == pytest.approx(1)

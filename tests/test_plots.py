@@ -17,6 +17,7 @@ from fer_helpers import plots
 from fer_helpers.confusions import chi_square
 from fer_helpers.evaluation import (
     abstain_threshold,
+    answered_above,
     class_scores,
     precision_recall,
     reliability,
@@ -277,6 +278,17 @@ def test_short_and_partial_histories():
     assert len(plots.plot_history(bare).legends[0].get_texts()) == 1
     with pytest.raises(ValueError, match="no epoch"):
         plots.plot_history([])
+
+
+def test_a_threshold_shows_what_is_left_and_none_above_every_confidence():
+    probabilities, labels = answers()
+    curve = risk_coverage(probabilities, labels)
+    chosen = abstain_threshold(probabilities, labels, coverage=0.5)
+    said = texts(plots.plot_risk_coverage(curve, chosen))
+    shares = f"{100 * chosen['coverage']:.1f} % of the faces"
+    assert any(shares in t and f"{100 * chosen['accuracy']:.1f} % right" in t for t in said)
+    silent = plots.plot_risk_coverage(curve, answered_above(probabilities, labels, 1.0))
+    assert "answered from confidence 100 %: no face" in texts(silent)
 
 
 def test_an_unsure_answer_says_so():
