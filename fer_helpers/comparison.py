@@ -35,6 +35,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fer_helpers.confusions import holm
+from fer_helpers.data import TestSet, load_faces
 from fer_helpers.evaluation import evaluate, mcnemar, seeds_summary, softmax
 from fer_helpers.plots import PALETTE, as_percent, clean, in_style, new_figure
 from fer_helpers.runs import (
@@ -406,6 +407,46 @@ def _pixel_hashes(faces: Any) -> list[str]:
     return hashes
 
 
+def load_others(
+    folders: str, model_classes: Sequence[str], origin: str, **reading: Any
+) -> list[TestSet]:
+    """Read the sets that `EXTRA_TEST_DIRS` names: of each the split that is scored.
+
+    Done before training, so that a misspelled folder costs a second and not the night.
+
+    Args:
+        folders: separated by commas; empty for none.
+        model_classes: names of the classes that the model will answer with.
+        origin: `"drawn"` or `"real"`, as of the run.
+        **reading: other arguments of `data.load_faces`.
+
+    Raises:
+        DataError: a folder cannot be read.
+        RunError: a set shares fewer than two classes with the model, or drawn and real faces meet.
+    """
+    tests = []
+    for folder in filter(None, (part.strip() for part in folders.split(","))):
+        test = load_faces(folder, **reading).tests[0]
+        if test.origin != origin:
+            raise RunError(
+                f"EXTRA_TEST_DIRS: {folder} holds {test.origin} faces and this run is on {origin} "
+                "ones; drawn and real data never meet in one run, so leave it out."
+            )
+        _shared_classes(test, model_classes)
+        tests.append(test)
+    return tests
+
+
+def _shared_classes(faces: Any, model_classes: Sequence[str]) -> list[str]:
+    shared = [name for name in model_classes if name in faces.class_names]
+    if len(shared) < 2:
+        raise RunError(
+            f"{faces.dataset} shares {len(shared)} of the classes {', '.join(model_classes)}; at "
+            "least two are needed, so look at the names of its class folders."
+        )
+    return shared
+
+
 def cross_dataset(
     faces: Any,
     logits: np.ndarray,
@@ -413,6 +454,7 @@ def cross_dataset(
     used: Sequence[Any],
     stamp: Mapping[str, Any],
     *,
+    temperature: float = 1.0,
     bootstrap: int = 10_000,
 ) -> dict[str, Any]:
     """Score a set on the classes that it shares with the model: one line of the table.
@@ -426,6 +468,7 @@ def cross_dataset(
         model_classes: K names.
         used: Every `FaceSet` that any phase trained or chose on; see `why_seen`.
         stamp: From `runs.stamp`; its `n` becomes the number of pictures that were counted.
+        temperature: What the logits are divided by for NLL, Brier and ECE.
         bootstrap: Draws for the intervals; 0 for none.
 
     Returns:
@@ -434,18 +477,17 @@ def cross_dataset(
     Raises:
         RunError: Fewer than two classes are shared.
     """
-    shared = [name for name in model_classes if name in faces.class_names]
-    if len(shared) < 2:
-        raise RunError(
-            f"{faces.dataset} shares {len(shared)} of the classes {', '.join(model_classes)}; at "
-            "least two are needed, so look at the names of its class folders."
-        )
+    shared = _shared_classes(faces, model_classes)
     position = {name: index for index, name in enumerate(shared)}
     labels = np.array([position.get(name, -1) for name in faces.class_names])[faces.labels]
     kept = labels >= 0
     columns = [list(model_classes).index(name) for name in shared]
     numbers = evaluate(
-        np.asarray(logits)[kept][:, columns], labels[kept], shared, bootstrap=bootstrap
+        np.asarray(logits)[kept][:, columns],
+        labels[kept],
+        shared,
+        temperature=temperature,
+        bootstrap=bootstrap,
     )
     return {
         "stamp": {**stamp, "n": int(kept.sum())},

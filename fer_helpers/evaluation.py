@@ -47,6 +47,8 @@ from fer_helpers.exploration import (
     label_suspects,
     pick_faces,
     precision_recall,
+    slices,
+    slices_text,
     vote_agreement,
     votes_text,
 )
@@ -76,6 +78,8 @@ __all__ = [
     "risk_coverage",
     "scores_text",
     "seeds_summary",
+    "slices",
+    "slices_text",
     "softmax",
     "top_confusions",
     "vote_agreement",

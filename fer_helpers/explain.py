@@ -91,10 +91,39 @@ def attention_map(model: EmotionNet, batch: Tensor) -> np.ndarray:
         mask = net.attention_mask(batch)
     if mask is None:
         raise ExplainError(
-            f"attention {model.architecture['attention']!r} weighs channels, not places; choose "
-            "'spatial' or 'cbam' to see a mask."
+            f"attention {model.architecture['attention']!r} has no mask over places; choose "
+            "'spatial' or 'cbam' to see one."
         )
     return mask[:, 0].float().cpu().numpy()
+
+
+# %%
+MAPS: dict[str, Callable[[EmotionNet, Tensor, Sequence[int]], np.ndarray]] = {
+    "mask": lambda model, batch, targets: attention_map(model, batch),
+    "Grad-CAM": grad_cam,
+}
+
+
+def all_maps(
+    model: EmotionNet, batch: Tensor, targets: Sequence[int]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those of `MAPS` that this net and this machine can give.
+
+    Args:
+        model: the net; it is not changed.
+        batch: preprocessed faces (N, C, H, W).
+        targets: N class numbers for Grad-CAM.
+
+    Returns:
+        {name: maps (N, h, w)}, and one sentence for each kind that cannot be made.
+    """
+    maps, missing = {}, []
+    for name, make in MAPS.items():
+        try:
+            maps[name] = make(model, batch, targets)
+        except ExplainError as error:
+            missing.append(str(error))
+    return maps, missing
 
 
 # %% [markdown]
@@ -140,6 +169,10 @@ def randomization_check(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             fresh = build_model(**model.architecture)
+            for part in fresh.modules():
+                # The zeros of a safe start would make every mask flat, which resembles nothing.
+                if isinstance(part, torch.nn.Conv2d) and not part.weight.any():
+                    part.reset_parameters()
         survived.append(similarity(trained, make_maps(fresh.to(batch.device), batch)))
     return float(np.mean(survived))
 

@@ -18,9 +18,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from scipy import ndimage, stats
 from sklearn.manifold import TSNE
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
@@ -92,6 +93,92 @@ def precision_recall(
             "share": float((labels == k).mean()),
         }
     return curves
+
+
+# %% [markdown]
+# ## Blurred faces, small faces
+# One accuracy hides where a model fails. Without any other label, a picture itself tells how large
+# it is and how sharp: where gray values change abruptly, its Laplacian is large. Noise and contrast
+# raise it too, so a low value is a sign of blur and no measurement of it.
+
+
+# %%
+def sharpness(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the variance of the Laplacian, float64 (N,), of N faces uint8 (H, W, C).
+
+    In squared grey levels, 0 for a blank picture. Source: Pech-Pacheco et al. 2000, "Diatom
+    autofocusing in brightfield microscopy: a comparative study".
+    """
+    grey = (np.mean(image, axis=2, dtype=np.float32) for image in images)
+    return np.array([ndimage.laplace(face).var(dtype=np.float64) for face in grey])
+
+
+# %%
+def accuracy_by_third(
+    correct: np.ndarray, values: np.ndarray, names: Sequence[str] = ("low", "middle", "high")
+) -> list[dict]:
+    """Return the accuracy of the faces with low, middle and high `values`, both (N,).
+
+    Each part is {name, n, low, high (of its values), accuracy (0..1), accuracy_interval (95 %,
+    Wilson 1927)}. Equal values are never parted: where many faces share one, parts differ in size
+    or are missing.
+    """
+    correct, values = np.asarray(correct, dtype=bool), np.asarray(values, dtype=np.float64)
+    if correct.shape != values.shape or correct.ndim != 1:
+        raise ValueError(f"there are {values.shape} values for {correct.shape} answers: pass both.")
+    # A face belongs to the third that the middle of its equals falls into.
+    third = (3 * (stats.rankdata(values) - 0.5) / max(len(values), 1)).astype(int)
+    parts = []
+    for k in np.unique(third):
+        right, inside = correct[third == k], values[third == k]
+        interval = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+        parts.append(
+            {
+                "name": names[k],
+                "n": len(right),
+                "low": float(inside.min()),
+                "high": float(inside.max()),
+                "accuracy": float(right.mean()),
+                "accuracy_interval": [float(interval.low), float(interval.high)],
+            }
+        )
+    return parts
+
+
+# %%
+def slices(
+    correct: np.ndarray, images: Iterable[np.ndarray], native: Sequence[str] = ()
+) -> dict[str, list[dict]]:
+    """Return `accuracy_by_third` by sharpness and, where sizes are known, by size in the file.
+
+    `correct` is bool (N,), `images` N faces uint8 (H, W, C), `native` (N,) holds mode and size in
+    each file ("L 48x48"), of which the shorter side counts in pixels.
+    """
+    parts = {"sharpness": accuracy_by_third(correct, sharpness(images))}
+    if len(native) and all(native):
+        sides = [min(map(int, size.split()[-1].split("x"))) for size in native]
+        parts["size"] = accuracy_by_third(correct, sides)
+    return parts
+
+
+# %%
+def slices_text(parts: Mapping[str, Sequence[Mapping]]) -> str:
+    """Return the answer of `slices` as an aligned table for people."""
+    lines = [f"{'':<34}{'faces':>7}{'right':>9}   95 % interval"]
+    for kind, rows in parts.items():
+        for row in rows:
+            low, high = (f"{100 * end:.1f}" for end in row["accuracy_interval"])
+            name = f"{kind} {slice_name(row)}"
+            lines.append(
+                f"{name:<34}{row['n']:>7,}{100 * row['accuracy']:>7.1f} %   {low} to {high}"
+            )
+    return "\n".join(lines)
+
+
+def slice_name(row: Mapping) -> str:
+    """Name one part of `accuracy_by_third`: "low (14 to 310)", or only "48" for a single value."""
+    low, high = f"{row['low']:,.0f}", f"{row['high']:,.0f}"
+    return low if row["low"] == row["high"] else f"{row['name']} ({low} to {high})"
 
 
 # %% [markdown]

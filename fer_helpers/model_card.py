@@ -27,6 +27,7 @@ from scipy import stats
 
 from fer_helpers.comparison import RunRecord, read_run
 from fer_helpers.confusions import top_confusions
+from fer_helpers.exploration import slice_name
 from fer_helpers.runs import Run, write_file
 
 # %% [markdown]
@@ -100,6 +101,7 @@ def model_card(run: Run | str | Path) -> str:
         *_what_it_is(record),
         *_data_and_terms(record),
         *_scores(results),
+        *_confidence(record, shown),
         *_where_it_fails(record, shown),
         *_other_datasets(record),
         "## What is not known",
@@ -207,6 +209,26 @@ def _scores(results: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def _confidence(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["## How far its confidence can be believed", ""]
+    for result in results:
+        low, high = map(_percent, result["numbers"]["ece_calibrated_range"])
+        lines.append(
+            f"- {_where(result['stamp'])}: confidence and accuracy differ by "
+            f"{_percent(result['numbers']['ece'])} on average (ECE); a perfectly calibrated model "
+            f"would show {low} to {high} on as many pictures."
+        )
+    silent = record.metrics.get("abstain", {})
+    if silent.get("stamp") and silent["accuracy"] is not None:
+        lines.append(
+            f"- {_where(silent['stamp'])}: answering only from a confidence of "
+            f"{_percent(silent['threshold'])} on (chosen on the selection set), it answers "
+            f"{_percent(silent['coverage'])} of the pictures and is right about "
+            f"{_percent(silent['accuracy'])} of these."
+        )
+    return [*lines, ""]
+
+
 # %%
 def _where_it_fails(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = ["## Where it fails", ""]
@@ -298,17 +320,43 @@ def _slices(record: RunRecord) -> list[str]:
                 [(escape(name), *map(_percent, row)) for name, row in sorted(accuracy.items())],
             ),
         ]
-    for kind, parts in sorted(record.metrics.get("slices", {}).items()):
-        rows = [
-            (escape(name), f"{part['n']:,}", _with_interval(part, "accuracy"))
-            for name, part in parts.items()
-        ]
-        lines += [f"### By {escape(kind)}", *_table((escape(kind), "n", "accuracy [95 %]"), rows)]
-    measured = {*(robustness or {"accuracy": {}})["accuracy"], *record.metrics.get("slices", {})}
-    missing = [name for name in ("blur", "pose", "size") if name not in measured]
-    if missing:
-        lines += [f"Not measured in this run: {', '.join(missing)}.", ""]
-    return lines
+    slices = record.metrics.get("slices") or {"parts": {}}
+    for kind, parts in sorted(slices["parts"].items()):
+        if len(parts) > 1:
+            rows = [
+                (escape(slice_name(part)), f"{part['n']:,}", _with_interval(part, "accuracy"))
+                for part in parts
+            ]
+            place = f"{_where(slices['stamp'])}, n = {slices['stamp']['n']:,}"
+            lines += [
+                f"### By {escape(kind)}: {place}",
+                "",
+                SLICES.get(kind, ""),
+                *_table((escape(kind), "n", "accuracy [95 %]"), rows),
+            ]
+    return [*lines, *_not_measured((robustness or {"accuracy": {}})["accuracy"], slices["parts"])]
+
+
+SLICES = {
+    "sharpness": "Thirds by the variance of the Laplacian: low is blurred, or has little contrast.",
+    "size": "Thirds by the shorter side of the picture in its file, in pixels.",
+}
+
+
+def _not_measured(damages: Iterable[str], parts: Mapping[str, Sequence[Mapping]]) -> list[str]:
+    """Say which of blur, pose and size nobody looked at, and why."""
+    damages, sizes, missing = set(damages), parts.get("size", []), []
+    if not damages & {"blur"} and "sharpness" not in parts:
+        missing.append("blur")
+    if "rotation" in damages:
+        missing.append("pose other than a turn in the picture's plane (no labels of pose exist)")
+    else:
+        missing.append("pose")
+    if len(sizes) == 1:
+        missing.append(f"size (every picture has {slice_name(sizes[0])} pixels)")
+    elif not sizes:
+        missing.append("size")
+    return [f"Not measured in this run: {', '.join(missing)}.", ""]
 
 
 def _other_datasets(record: RunRecord) -> list[str]:

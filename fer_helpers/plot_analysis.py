@@ -136,13 +136,17 @@ def plot_risk_coverage(
     ax.fill_between(x, y, color=PALE, alpha=0.5, linewidth=0)
     handles = [ax.axhline(wrong[-1], color=GREY, linestyle=":", linewidth=1.2)]
     names = [f"every face answered: {100 * wrong[-1]:.1f} % wrong"]
-    if chosen is not None and chosen["accuracy"] is not None:
+    if chosen is not None and chosen["accuracy"] is None:
+        handles += ax.plot([], [], "o", color=RED, markersize=7)
+        names.append(f"answered from confidence {100 * chosen['threshold']:.0f} %: no face")
+    elif chosen is not None:
         risk = 1 - chosen["accuracy"]
         ax.plot([chosen["coverage"]] * 2, [0, risk], color=RED, linestyle="--", linewidth=1.3)
         handles += ax.plot(chosen["coverage"], risk, "o", color=RED, markersize=7)
         names.append(
             f"answered from confidence {100 * chosen['threshold']:.0f} %: "
-            f"{100 * chosen['coverage']:.1f} % of the faces, {100 * risk:.1f} % of these wrong"
+            f"{100 * chosen['coverage']:.1f} % of the faces, {100 * risk:.1f} % of these wrong, "
+            f"{100 * chosen['accuracy']:.1f} % right"
         )
     ax.set(xlim=(0, 1), xlabel="faces answered", ylabel="wrong answers")
     ax.set_ylim(0, max(1.15 * float(y.max()), 0.02))

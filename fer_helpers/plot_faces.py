@@ -83,7 +83,7 @@ def draw_gallery(
     if row_labels:
         check_rows("row_labels", row_labels, rows)
     columns = max(len(row) for row in faces)
-    labels = [clean(label) for label in row_labels]
+    labels = [clean(label, 20) for label in row_labels]
     left = 14 + 8 * max((len(label) for label in labels), default=0)
     side = min(cell, (round(100 * WIDTH) - left - 10) // columns - gap)
     sides = {max(face.shape[:2]) for row in faces for face in row}
@@ -248,34 +248,40 @@ def plot_prediction(
 @in_style
 def plot_attention(
     images: np.ndarray,
-    maps: np.ndarray,
+    maps: Mapping[str, np.ndarray],
     captions: Sequence[str] = (),
     *,
-    title: str = "Where the network looks",
+    title: str = "Where the network looks (bright: more)",
     note: str = "",
 ) -> Figure:
-    """Draw faces, uint8 (n, H, W, C), above the same faces under their attention maps (n, h, w).
+    """Draw faces, uint8 (n, H, W, C), above the same faces under maps: one row per kind of map.
 
-    Bright is the highest value of all maps shown, dark the lowest; the title names both.
+    `maps` are {name: (n, h, w)} of any resolution. Dark is the lowest value of a row, bright its
+    highest; both stand beside the name.
     """
-    maps = np.asarray(maps, dtype=np.float32)
-    check_rows("maps", maps, images)
-    low, high = float(maps.min()), float(maps.max())
-    overlays = []
-    for face, attention in zip(to_rgb(images), maps, strict=True):
-        scaled = (attention - low) / max(high - low, 1e-9)
-        # Small maps (7x7 of a 224 pixel input) are enlarged smoothly, as the receptive fields are.
-        smooth = Image.fromarray(scaled).resize(face.shape[1::-1], Image.Resampling.BICUBIC)
-        color = 255 * plt.get_cmap("cividis")(np.clip(np.asarray(smooth), 0, 1))[..., :3]
-        grey = face.mean(axis=2, keepdims=True)
-        overlays.append(np.clip(0.45 * grey + 0.55 * color, 0, 255).astype(np.uint8))
+    faces, rows, labels = to_rgb(images), [images], ["face"]
+    for name, values in maps.items():
+        values = np.asarray(values, dtype=np.float32)
+        check_rows(f"maps[{name!r}]", values, faces)
+        low, high = float(values.min()), float(values.max())
+        rows.append([_overlay(*pair, low, high) for pair in zip(faces, values, strict=True)])
+        labels.append(f"{name} {low:.2f}–{high:.2f}")
     return draw_gallery(
-        [list(images), overlays],
-        row_labels=["face", "attention"],
-        captions=[[], list(captions)] if captions else (),
-        title=f"{title}: {low:.2f} (dark) to {high:.2f} (bright)",
+        rows,
+        row_labels=labels,
+        captions=[*([[]] * len(maps)), captions] if captions else (),
+        title=title,
         note=note,
     )
+
+
+def _overlay(face: np.ndarray, values: np.ndarray, low: float, high: float) -> np.ndarray:
+    scaled = (values - low) / max(high - low, 1e-9)
+    # Small maps (7x7 of a 224 pixel input) are enlarged smoothly, as the receptive fields are.
+    smooth = Image.fromarray(scaled).resize(face.shape[1::-1], Image.Resampling.BICUBIC)
+    color = 255 * plt.get_cmap("cividis")(np.clip(np.asarray(smooth), 0, 1))[..., :3]
+    grey = face.mean(axis=2, keepdims=True)
+    return np.clip(0.45 * grey + 0.55 * color, 0, 255).astype(np.uint8)
 
 
 # %%
@@ -339,4 +345,6 @@ def _caption_rows(
 # %% tags=["active-ipynb"]
 # y, x = np.mgrid[:7, :7]
 # mouth = np.exp(-((x - 3) ** 2 + (y - 5) ** 2) / 3)
-# plot_attention(faces, np.stack([mouth] * 7), names, note="drawn faces, invented attention")
+# plot_attention(
+#     faces, {"attention": np.stack([mouth] * 7)}, names, note="drawn faces, invented attention"
+# )

@@ -40,6 +40,7 @@ from torch import nn
 
 from fer_helpers import faces as face_tools
 from fer_helpers.faces import Detector, DetectorError, Face
+from fer_helpers.front_end import front_end
 from fer_helpers.inference import predict_logits
 from fer_helpers.preprocess import ImageError, Preprocess
 from fer_helpers.sources import named_sources, read_image
@@ -734,7 +735,7 @@ def upload_widget(model: Any = None, **options: Any) -> Any:
         An ipywidgets box; None where ipywidgets is missing or no front end shows this notebook
         (papermill, nbconvert, scripts).
     """
-    if not (_in_notebook() and _front_end()):
+    if not front_end():
         return None
     try:
         import ipywidgets
@@ -755,13 +756,6 @@ def upload_widget(model: Any = None, **options: Any) -> Any:
 
     button.observe(answer, names="value")
     return ipywidgets.VBox([button, shown])
-
-
-def _front_end() -> bool:
-    """Whether somebody looks at this notebook; papermill and nbconvert set none of these."""
-    seen = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
-    interactive = os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
-    return interactive or any(os.environ.get(name) for name in seen)
 
 
 # %% [markdown]

@@ -562,7 +562,9 @@ def write_metrics(run: Run, metrics: Mapping[str, Any]) -> Path:
     where they are present,
 
     - `"robustness"`: `{"stamp": stamp(...), "accuracy": {"blur": [level 0, level 1, ...], ...}}`,
-    - `"slices"`: `{"pose": {"frontal": {"n", "accuracy", "accuracy_interval"}, ...}, ...}`,
+    - `"slices"`: `{"stamp": stamp(...), "parts": {"sharpness": [...], ...}}`, with the rows of
+      `exploration.accuracy_by_third`,
+    - `"abstain"`: `{"stamp": stamp(...), "threshold", "coverage", "accuracy"}`,
     - `"cross_dataset"`: a list of rows of `comparison.cross_dataset`.
 
     Anything else is kept as it is.

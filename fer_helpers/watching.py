@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,16 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fer_helpers.front_end import front_end
+from fer_helpers.plot_style import png_bytes
+
 History = Sequence[Mapping[str, Any]]
 """The rows of `training.PhaseResult.history` so far."""
-
-
-def notebook_is_open() -> bool:
-    """Whether somebody has this notebook open: not so under papermill, nbval or a Kaggle commit."""
-    return (
-        any(os.environ.get(name) for name in ("JPY_SESSION_NAME", "COLAB_RELEASE_TAG"))
-        or os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Interactive"
-    )
 
 
 def epoch_bar(title: str, total: int, done: int) -> tqdm:
@@ -38,7 +32,7 @@ def epoch_bar(title: str, total: int, done: int) -> tqdm:
         desc=title,
         leave=False,
         mininterval=0.5,
-        disable=not (sys.stderr.isatty() or notebook_is_open()),
+        disable=not (sys.stderr.isatty() or front_end()),
     )
 
 
@@ -51,7 +45,7 @@ def watch_epochs(
         draw: gives a figure of a history, which is shown where the notebook is open, in one place.
         events: folder for TensorBoard; None writes nothing.
     """
-    watchers = [live_figure(draw)] if notebook_is_open() else []
+    watchers = [live_figure(draw)] if front_end() else []
     if events is not None:
         watchers.append(event_writer(events))
 
@@ -64,16 +58,16 @@ def watch_epochs(
 
 def live_figure(draw: Callable[[History], Any]) -> Callable[[History], None]:
     """Show `draw(history)` the first time, and put the new figure in its place every other time."""
-    from IPython.display import display
+    from IPython.display import Image, display
 
     handles = []
 
     def on_epoch(history: History) -> None:
-        figure = draw(history)
+        picture = Image(png_bytes(draw(history)))  # a figure that shows itself takes no handle
         if handles:
-            handles[0].update(figure)
+            handles[0].update(picture)
         else:
-            handles.append(display(figure, display_id=True))
+            handles.append(display(picture, display_id=True))
 
     return on_epoch
 

@@ -162,18 +162,19 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from fer_helpers import evaluation, exploration, inference, plots, runs
+from fer_helpers import evaluation, explain, exploration, inference, plots, runs
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
-from fer_helpers.comparison import cross_dataset, cross_dataset_table
+from fer_helpers.comparison import cross_dataset, cross_dataset_table, load_others
 from fer_helpers.config import Config, settle_data
 from fer_helpers.corruptions import fixed_sample, robustness
 
 # %%
-from fer_helpers.data import canonical_emotion, load_affectnet, load_faces, load_fer2013
+from fer_helpers.data import canonical_emotion, load_affectnet, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, worst_offenders
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.ferplus import VOTES, read_ferplus_votes, vote_shares
+from fer_helpers.front_end import explore
 from fer_helpers.model_card import model_card
 from fer_helpers.models import build_model, describe, swap_head
 from fer_helpers.prediction import predict_single_image
@@ -254,11 +255,33 @@ print("FER_CLASSES      ", FER_CLASSES)
 note = "drawn faces" if config.drawn else ""
 
 
+# %%
 def show(figure, name):
     """Keep a figure in the run folder and show it."""
     runs.save_figure(run, figure, name)
     display(figure)
 
+
+def play(draw, name, **choices):
+    """Like `show` for what `draw` draws, with widgets for its choices where they can be used."""
+    figure = explore(draw, **choices)
+    if figure is not None:
+        runs.save_figure(run, figure, name)
+
+
+# %% [markdown]
+# Votes and other datasets that the parameters name are read now: a misspelled path should stop the
+# notebook here and not after the training.
+
+# %%
+others = load_others(
+    config.extra_test_dirs, FER_CLASSES or AFFECTNET_CLASSES, run.origin,
+    grey=config.affectnet_grey or fer is not None, **reading,
+)  # fmt: skip
+test_votes = None
+if config.ferplus_votes and fer:
+    test_votes = read_ferplus_votes(config.ferplus_votes, fer.tests[0])
+print(f"{len(others)} other datasets, {'no' if test_votes is None else 'with'} FER+ votes.")
 
 # %% [markdown]
 # How many faces of each class there are, and some of them at random.
@@ -534,71 +557,174 @@ show(plots.plot_class_scores(numbers["per_class"], note=about), "class-scores")
 print(evaluation.chi_square_text(evaluation.chi_square(confusion, class_names)))
 
 # %% [markdown]
-# ## Explore
-#
-# Faces that the network gets wrong, chosen at random, with what it would have bet.
+# Does it fail on blurred or on small faces? A picture tells its sharpness and its size itself, so
+# thirds of the test set are scored apart.
 
 # %%
 probabilities = evaluation.softmax(headline.logits, temperature)
 predicted = probabilities.argmax(1)
-wrong = np.flatnonzero(predicted != test.labels)
 names = np.array(class_names)
+pictures = (test.images(position) for position in range(len(test)))
+parts = exploration.slices(predicted == test.labels, pictures, test.native)
+metrics["slices"] = {"stamp": headline.entries[0]["stamp"], "parts": parts}
+print(exploration.slices_text(parts))
 
+# %% [markdown]
+# The model, every prediction and the numbers so far are kept now, whatever happens further down.
 
-def mistakes(positions, title):
-    """Faces of the test set with truth, prediction and confidence."""
-    return plots.plot_mistakes(
-        test.images(positions), names[test.labels[positions]], names[predicted[positions]],
-        probabilities[positions].max(1), title=title, note=about,
+# %%
+extra = {"origin": run.origin, "dataset": test.dataset, "run": run.name}
+save_model(
+    run.path("model.safetensors"), model, class_names, pre, temperature=temperature,
+    extra={**extra, "min_confidence": config.min_confidence, "balanced_shift": balanced_shift},
+)  # fmt: skip
+for score in scores:
+    path = runs.write_predictions(
+        run, files=score.test.files, labels=score.test.labels, class_names=class_names,
+        probabilities=evaluation.softmax(score.logits, temperature), dataset=score.test.dataset,
+        split=score.test.split, leak_free=score.test.leak_free,
     )  # fmt: skip
+runs.write_metrics(run, metrics)
+print(f"{sum(len(score.test) for score in scores):,} predictions in {path.name}.")
+
+# %% [markdown]
+# ## Explore
+#
+# Numbers say how often the network is wrong, faces say how. Where somebody watches (Jupyter, VS
+# Code, Colab, Kaggle's editor), the figures made with `play` have menus and sliders; elsewhere they
+# show one choice.
 
 
 # %%
-some = np.sort(chance.choice(wrong, min(6, len(wrong)), replace=False))
-if len(some):
-    show(mistakes(some, "Misclassified faces, at random"), "mistakes")
+def gallery(positions, title):
+    """Faces of the test set with truth, answer and confidence; None if there is no such face."""
+    if len(positions):
+        return plots.plot_mistakes(
+            test.images(positions), names[test.labels[positions]], names[predicted[positions]],
+            probabilities[positions].max(1), title=title, note=about,
+        )  # fmt: skip
+    print(f"{title}: there is no such face.")
+
+
+# %% [markdown]
+# Faces that the network gets wrong, chosen at random, with what it would have bet. The most
+# confident mistakes below them are often mistakes of the label, not of the network.
+
+# %%
+wrong = exploration.pick_faces(probabilities, test.labels, seed=config.seed)
+surest = exploration.pick_faces(probabilities, test.labels, how="confident")
+if len(wrong):
+    show(gallery(wrong, "Misclassified faces, at random"), "mistakes")
+    show(gallery(surest, "The most confident mistakes"), "confident-mistakes")
 else:
     print("No face of the test set was misclassified.")
 
 # %% [markdown]
-# The most confident mistakes are often mistakes of the label, not of the network.
+# Look into a cell of the confusion matrix. The first choice is the most frequent confusion.
 
 # %%
-surest = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:6]
-if len(surest):
-    show(mistakes(surest, "The most confident mistakes"), "confident-mistakes")
+confused = evaluation.top_confusions(confusion, class_names, k=1, above=0.0)
+pair = (confused[0]["truth"], confused[0]["prediction"]) if confused else class_names[:2]
+
+
+def cell_of(truth=pair[0], answer=pair[1]):
+    """Faces of one true class that got one answer."""
+    cell = {"truth": class_names.index(truth), "prediction": class_names.index(answer)}
+    found = exploration.pick_faces(probabilities, test.labels, **cell, seed=config.seed)
+    return gallery(found, f"True {truth}, taken for {answer}")
+
+
+play(cell_of, "cell", truth=list(class_names), answer=list(class_names))
+
+
+# %% [markdown]
+# From guessing to certainty: the faces answered with about one confidence. Of those answered with
+# 50 %, about half should be right.
+
+
+# %%
+def answered_with(confidence=0.5):
+    """The twelve faces whose confidence is nearest to one value."""
+    distance = np.abs(probabilities.max(1) - confidence)
+    nearest = np.argsort(distance, kind="stable")[:12]
+    low, high = 100 * np.sort(probabilities[nearest].max(1))[[0, -1]]
+    right = int((predicted == test.labels)[nearest].sum())
+    title = f"Answered with {low:.0f} to {high:.0f} %: {right} of {len(nearest)} right"
+    return gallery(nearest, title)
+
+
+play(answered_with, "confidence", confidence=(0.0, 1.0, 0.05))
 
 # %% [markdown]
 # Labels that people dispute: given the votes of *FER+* in `FERPLUS_VOTES`, the faces whose label
 # few of ten people chose are shown.
 
 # %%
-if config.ferplus_votes and final == "fer2013":
-    votes = read_ferplus_votes(config.ferplus_votes, test)
+if test_votes is not None and final == "fer2013":
     choices = [canonical_emotion(name) for name in VOTES]
-    agree = exploration.vote_agreement(predicted, test.labels, votes, choices, class_names)
+    agree = exploration.vote_agreement(predicted, test.labels, test_votes, choices, class_names)
     print(exploration.votes_text(agree))
-    suspects = exploration.label_suspects(probabilities, test.labels, votes, choices, class_names)
+    suspects = exploration.label_suspects(
+        probabilities, test.labels, test_votes, choices, class_names
+    )
     images = test.images([suspect["position"] for suspect in suspects])
     show(plots.plot_suspects(images, suspects, note=about), "label-suspects")
 else:
     print("FERPLUS_VOTES names no table of votes.")
 
 # %% [markdown]
-# Where the network looked: the mask of the spatial attention over faces it got right and wrong.
+# Where the network looked, on faces it got right and wrong. The *mask* is what its own attention
+# multiplied the features with. *Grad-CAM* (Selvaraju et al. 2017; an extra) shows the places that
+# spoke for its answer.
+
 
 # %%
+def batch_of(positions):
+    """Faces of the test set as the network takes them."""
+    return pre(torch.from_numpy(test.images(positions)).permute(0, 3, 1, 2)).to(device)
+
+
 right = np.flatnonzero(predicted == test.labels)
-looked = np.concatenate(
-    [chance.choice(some, min(3, len(some)), replace=False) for some in (right, wrong)]
-)
-maps = inference.attention_maps(model, test.take(looked), pre, device=device)
-if maps is None:
-    print("This model has no spatial attention (ATTENTION is not 'spatial' or 'cbam').")
-else:
+looked = np.concatenate([chance.permutation(right)[:3], chance.permutation(wrong)[:3]])
+maps, missing = explain.all_maps(model, batch_of(looked), predicted[looked])
+for sentence in missing:
+    print(sentence)
+if maps:
     captions = [f"true {names[test.labels[k]]}\nsays {names[predicted[k]]}" for k in looked]
-    figure = plots.plot_attention(test.images(looked), maps, captions=captions, note=about)
-    show(figure, "attention")
+    show(plots.plot_attention(test.images(looked), maps, captions, note=about), "attention")
+
+# %% [markdown]
+# Such pictures look convincing even on a network that has learned nothing. So: how similar (rank
+# correlation) is each map to the one of the same network with random weights? Near 0, what was
+# learned made the map; near 1, it explains nothing (Adebayo et al. 2018).
+
+# %%
+for name in maps:
+    survived = explain.randomization_check(
+        lambda net, faces, make=explain.MAPS[name]: make(net, faces, predicted[looked]),
+        model, batch_of(looked),
+    )  # fmt: skip
+    print(f"{name}: {survived:+.2f}")
+
+
+# %% [markdown]
+# Choose a face by its number: what spoke for each of its three likeliest emotions?
+
+
+# %%
+def looked_at(number=int(looked[-1])):
+    """One face under the maps of its three likeliest answers."""
+    top = np.argsort(-probabilities[number], kind="stable")[:3]
+    maps, _ = explain.all_maps(model, batch_of([number] * len(top)), top)
+    captions = [f"{names[k]}\n{100 * probabilities[number, k]:.0f} %" for k in top]
+    return plots.plot_attention(
+        test.images([number] * len(top)), maps, captions, note=about,
+        title=f"Face {number}: true {names[test.labels[number]]}",
+    )  # fmt: skip
+
+
+if maps:
+    play(looked_at, "looked-at", number=(0, len(test) - 1))
 
 # %% [markdown]
 # Can its confidence be believed? The temperature was fitted on the selection set; the band is what
@@ -613,20 +739,30 @@ figure = plots.plot_reliability(
 show(figure, "reliability")
 
 # %% [markdown]
-# What silence buys: if the network only answered when it is sure. The threshold is chosen on the
-# selection set so that 80 % of the faces get an answer, and judged on the test set.
+# What silence buys: if the network only answered when it is sure. The threshold that is kept was
+# chosen on the selection set so that 80 % of its faces get an answer, and is judged on the test
+# set. The slider is for looking: what it shows here chooses nothing.
 
 # %%
-chosen = None
+chosen = {"threshold": 0.5}
 if splits.selection is not None:
     logits = inference.predict_logits(model, splits.selection, pre, **where)
     sure = evaluation.softmax(logits, temperature)
-    threshold = evaluation.abstain_threshold(sure, splits.selection.labels, coverage=0.8)
-    chosen = evaluation.answered_above(probabilities, test.labels, threshold["threshold"])
-    metrics["abstain"] = {"set": about, **chosen}
-    print({key: None if v is None else round(v, 3) for key, v in chosen.items()})
+    chosen = evaluation.abstain_threshold(sure, splits.selection.labels, coverage=0.8)
+    judged = evaluation.answered_above(probabilities, test.labels, chosen["threshold"])
+    metrics["abstain"] = {"stamp": headline.entries[0]["stamp"], **judged}
+
+# %%
 curve = evaluation.risk_coverage(probabilities, test.labels)
-show(plots.plot_risk_coverage(curve, chosen, note=about), "risk-coverage")
+
+
+def silence(threshold=chosen["threshold"]):
+    """How many faces are answered, and how many of these wrong, from one confidence on."""
+    answered = evaluation.answered_above(probabilities, test.labels, threshold)
+    return plots.plot_risk_coverage(curve, answered, note=about)
+
+
+play(silence, "risk-coverage", threshold=(0.0, 1.0, 0.01))
 
 # %% [markdown]
 # One class against the rest, and which confusions are more than chance would give.
@@ -640,30 +776,45 @@ show(
 )
 
 # %% [markdown]
-# Which faces look alike to the network? Each point is a face; near points have similar features.
+# Which faces look alike to the network? Each point is one of at most 1,000 faces of the test set,
+# always the same; near points have similar features. Below, one class against another.
 
 # %%
+fixed = fixed_sample(len(test))
 if config.embedding:
-    features = inference.embed(model, test, pre, **where)
-    points, shown = exploration.embedding_map(features, seed=config.seed)
-    show(plots.plot_embedding(points, test.labels[shown], class_names, note=about), "embedding")
+    features = inference.embed(model, test.take(fixed), pre, **where)
+    points, _ = exploration.embedding_map(features, seed=config.seed)
+    figure = plots.plot_embedding(points, test.labels[fixed], class_names, note=about)
+    show(figure, "embedding")
 else:
     print("EMBEDDING is off.")
 
+
+# %%
+def against(one=pair[0], other=pair[1]):
+    """Two classes on the same map."""
+    return plots.plot_embedding(
+        points, test.labels[fixed], class_names, highlight=(one, other),
+        title=f"{one} and {other} on this map", note=about,
+    )  # fmt: skip
+
+
+if config.embedding:
+    play(against, "embedding-pair", one=list(class_names), other=list(class_names))
+
 # %% [markdown]
-# How much blur, noise, compression, turning, covering or darkness can it take? Always the same at
-# most 1,000 faces of the test set.
+# How much blur, noise, compression, turning, covering or darkness can it take? On the same faces.
 
 # %%
 if config.robustness:
-    fixed = fixed_sample(len(test))
+    images, labels = test.images(fixed), test.labels[fixed]
     accuracies = robustness(
-        lambda faces: inference.predict_logits(model, faces, pre, **where),
-        test.images(fixed), test.labels[fixed],
-    )  # fmt: skip
+        lambda faces: inference.predict_logits(model, faces, pre, **where), images, labels
+    )
     stamp = {**headline.entries[0]["stamp"], "n": len(fixed), "note": "fixed sample of the set"}
     metrics["robustness"] = {"stamp": stamp, "accuracy": accuracies}
-    show(plots.plot_robustness(accuracies, note=about), "robustness")
+    most = float(np.bincount(labels).max() / len(labels))
+    show(plots.plot_robustness(accuracies, chance=most, note=about), "robustness")
 else:
     print("ROBUSTNESS is off.")
 
@@ -674,14 +825,15 @@ else:
 # %%
 used = [faces for s in datasets.values() for faces in (s.train, s.selection) if faces is not None]
 rows = []
-for folder in filter(None, (part.strip() for part in config.extra_test_dirs.split(","))):
-    extra_test = load_faces(folder, grey=True, **reading).tests[0]
-    logits = inference.predict_logits(model, extra_test, pre, **where)
+for other in others:
+    logits = inference.predict_logits(model, other, pre, **where)
     stamp = runs.stamp(
-        extra_test.split, len(extra_test), 1, config.seed, describe_selection(splits.selection),
-        extra_test.content_hash, extra_test.origin, dataset=extra_test.dataset,
+        other.split, len(other), 1, config.seed, describe_selection(splits.selection),
+        other.content_hash, other.origin, dataset=other.dataset, device=device.type,
+        precision=precision,
     )  # fmt: skip
-    rows.append(cross_dataset(extra_test, logits, class_names, used, stamp))
+    scoring = {"temperature": temperature, "bootstrap": config.bootstrap}
+    rows.append(cross_dataset(other, logits, class_names, used, stamp, **scoring))
 metrics["cross_dataset"] = rows
 display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no other dataset.")
 
@@ -694,8 +846,8 @@ display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no 
 # %%
 position = int(chance.integers(len(test)))
 answer = predict_single_image(
-    test.images([position])[0], model, transform=fer_transforms["val"], class_names=class_names,
-    crop="none",
+    test.images([position])[0], model, transform=pre, class_names=class_names, crop="none",
+    temperature=temperature,
 )  # fmt: skip
 print(f"truth {names[test.labels[position]]}, answer {answer.label} ({answer.confidence:.1f} %)")
 
@@ -705,7 +857,7 @@ if GDOWN_ID:
     PHOTOS.append(download_example(GDOWN_ID, run.folder))
 for photo in PHOTOS:
     answer = predict_single_image(
-        photo, model, transform=fer_transforms["val"], class_names=class_names,
+        photo, model, transform=pre, class_names=class_names, temperature=temperature,
         min_confidence=config.min_confidence,
     )  # fmt: skip
     print(Path(photo).name, answer.label, f"{answer.confidence:.1f} %", answer.note)
@@ -715,21 +867,8 @@ if not PHOTOS:
 # %% [markdown]
 # ## Save
 #
-# The run folder now gets what was not written on the way: the model with its class names,
-# preprocessing and temperature, every number with its stamp, and every prediction.
-
-# %%
-extra = {"origin": run.origin, "dataset": test.dataset, "run": run.name,
-         "balanced_shift": balanced_shift}  # fmt: skip
-save_model(
-    run.path("model.safetensors"), model, class_names, pre, temperature=temperature, extra=extra
-)
-for score in scores:
-    runs.write_predictions(
-        run, files=score.test.files, labels=score.test.labels, class_names=class_names,
-        probabilities=evaluation.softmax(score.logits, temperature), dataset=score.test.dataset,
-        split=score.test.split, leak_free=score.test.leak_free,
-    )  # fmt: skip
+# The model and its predictions are kept already. Now the numbers that came since, what the clock
+# said, and the model card, which is written from these files and from nothing else.
 
 # %% tags=["nbval-ignore-output"]
 runs.write_metrics(run, metrics)

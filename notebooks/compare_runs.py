@@ -33,6 +33,7 @@ from pathlib import Path
 from IPython.display import display
 
 from fer_helpers import comparison
+from fer_helpers.plots import plot_mcnemar
 
 names = [name.strip() for name in RUNS.split(",") if name.strip()] or ["runs"]
 folders = [folder for name in names for folder in comparison.find_runs(name) or [Path(name)]]
@@ -50,6 +51,7 @@ scratch.cleanup()
 print(*skipped, sep="\n", end="\n" if skipped else "")
 if not records:
     raise SystemExit("None of the folders in RUNS can be read; the reasons stand above.")
+note = " and ".join(sorted({f"{record.origin} faces" for record in records}))
 for record in records:
     print(f"{record.name}: {record.origin} faces, {'' if record.finished else 'not '}finished")
 
@@ -100,8 +102,9 @@ else:
 sets = table[["dataset", "split"]].drop_duplicates().itertuples(index=False, name=None)
 for dataset, split in sets if len(records) > 1 else ():
     pairs = comparison.mcnemar_pairs(records, dataset, split)
-    print(f"{dataset} {split}: McNemar, p-values after Holm")
-    display(comparison.mcnemar_matrix(pairs).round(4))
+    matrix = comparison.mcnemar_matrix(pairs)
+    title = f"{dataset} {split}: McNemar, p-values after Holm"
+    display(plot_mcnemar(matrix, list(matrix), title=title, note=note))
     display(pairs.round(4))
 if len(records) == 1:
     print("One run alone: there is no pair to compare.")

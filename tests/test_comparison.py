@@ -8,6 +8,8 @@ import pytest
 
 from fer_helpers import comparison
 from fer_helpers.comparison import RunError, compare, read_run, read_runs, write_made_up_run
+from fer_helpers.data import DataError
+from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.evaluation import mcnemar
 from fer_helpers.runs import stamp, write_predictions
 
@@ -241,3 +243,18 @@ def test_a_foreign_set_is_scored_on_the_shared_classes():
     assert table["status"].str.startswith("seen").tolist() == [True, False]
     with pytest.raises(RunError, match="shares 1"):
         comparison.cross_dataset(new, logits, ["Anger", "x", "y"], [], taken_on)
+
+
+def test_other_sets_are_read_and_refused_before_training(tmp_path):
+    classes = ("Anger", "Happy", "Sad")
+    reading = {"cache_dir": tmp_path / "cache", "max_bad_share": 0.2}
+    drawn = write_demo_faces(tmp_path / "drawn", per_class=10)
+    assert comparison.load_others(" , ", classes, "drawn") == []
+    [test] = comparison.load_others(f" {drawn / 'fer2013'},", classes, "drawn", **reading)
+    assert (test.dataset, test.origin) == ("FER2013", "drawn")
+    with pytest.raises(RunError, match="drawn and real data never meet"):
+        comparison.load_others(str(drawn / "fer2013"), classes, "real", **reading)
+    with pytest.raises(RunError, match="shares 1"):
+        comparison.load_others(str(drawn / "fer2013"), ["Anger", "x"], "drawn", **reading)
+    with pytest.raises(DataError, match="nowhere"):
+        comparison.load_others(str(tmp_path / "nowhere"), classes, "drawn", **reading)

@@ -9,6 +9,7 @@ import torch
 from fer_helpers import explain
 from fer_helpers.explain import (
     ExplainError,
+    all_maps,
     attention_map,
     grad_cam,
     randomization_check,
@@ -94,6 +95,22 @@ def test_the_check_exposes_a_map_that_ignores_the_net(trained):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("attention", ["spatial", "cbam"])
+def test_a_safe_start_is_random_too_in_the_check(attention):
+    settings = {"backbone": "resnet18", "width": 8, "channels": 1, "attention": attention}
+    model = build_model(2, attention_safe_start=True, **settings)
+    seen = []
+
+    def masks(net, batch):
+        seen.append(attention_map(net, batch))
+        return seen[-1]
+
+    randomization_check(masks, model, corners(2)[0].repeat(1, 1, 4, 4), seeds=(0,))
+    trained, fresh = seen
+    assert np.ptp(trained) == 0  # as it starts
+    assert np.ptp(fresh[0]) > 0
+
+
 def test_similarity_ranks_and_forgives_constants():
     maps = np.random.default_rng(0).random((3, 6, 6))
     assert similarity(maps, np.exp(maps)) == pytest.approx(1)
@@ -120,3 +137,23 @@ def test_one_sentence_where_the_extra_is_missing(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(ExplainError, match=r"fer-helpers\[explain\]"):
         explain.grad_cam(trained, corners(1)[0], [0])
+
+
+@pytest.mark.parametrize(
+    ("attention", "kinds"), [("spatial", {"mask"}), ("cbam", {"mask"}), ("none", set())]
+)
+def test_all_maps_are_those_that_the_net_and_the_machine_have(attention, kinds, monkeypatch):
+    torch.manual_seed(0)
+    net = build_model(2, backbone="resnet18", width=8, channels=1, attention=attention)
+    batch = corners(2)[0]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pytorch_grad_cam", None)
+        maps, missing = all_maps(net, batch, [0, 1])
+    assert set(maps) == kinds
+    assert len(missing) == 2 - len(kinds)
+    assert "fer-helpers[explain]" in missing[-1]
+    pytest.importorskip("pytorch_grad_cam", reason="needs the extra [explain]")
+    maps, missing = all_maps(net, batch, [0, 1])
+    assert set(maps) == {*kinds, "Grad-CAM"}
+    assert len(missing) == 1 - len(kinds)
+    np.testing.assert_array_equal(maps["Grad-CAM"], grad_cam(net, batch, [0, 1]))

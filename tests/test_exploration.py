@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from sklearn.metrics import average_precision_score
 
 from fer_helpers.exploration import (
+    accuracy_by_third,
     embedding_map,
     label_suspects,
     pick_faces,
     precision_recall,
+    sharpness,
+    slices,
+    slices_text,
     vote_agreement,
     votes_text,
 )
@@ -41,6 +46,53 @@ def test_precision_recall_leaves_absent_classes_out():
         average_precision_score(LABELS == 1, PROBABILITIES[:, 1])
     )
     assert curves["Anger"]["share"] == 0.8
+
+
+def test_sharpness_falls_with_blur_and_is_the_formula():
+    faces = np.random.default_rng(0).integers(0, 256, (3, 9, 9, 1), dtype=np.uint8)
+    faces[1, ..., 0] = ndimage.gaussian_filter(faces[0, ..., 0], 1)
+    faces[2] = 77
+    sharp = sharpness(faces)
+    padded = np.pad(faces[0, ..., 0].astype(float), 1, mode="symmetric")
+    laplacian = [
+        padded[i - 1, j] + padded[i + 1, j] + padded[i, j - 1] + padded[i, j + 1] - 4 * padded[i, j]
+        for i, j in np.ndindex(11, 11)
+        if 0 < i < 10 and 0 < j < 10
+    ]
+    assert sharp[0] == pytest.approx(np.var(laplacian), rel=1e-5)
+    assert sharp[0] > 3 * sharp[1] > sharp[2] == 0
+    np.testing.assert_array_equal(sharp, sharpness(np.repeat(faces, 3, axis=3)))
+
+
+def test_thirds_by_hand():
+    correct = np.array([1, 0, 1, 1, 0, 0], dtype=bool)
+    low, middle, high = accuracy_by_third(correct, [1, 2, 30, 40, 500, 600])
+    assert [part["accuracy"] for part in (low, middle, high)] == [0.5, 1.0, 0.0]
+    assert (middle["name"], middle["n"], middle["low"], middle["high"]) == ("middle", 2, 30, 40)
+    # Wilson, by hand: 2 of 2 with z = 1.96 lies in [1 / (1 + z^2 / 2), 1].
+    assert middle["accuracy_interval"] == pytest.approx([1 / (1 + 1.959964**2 / 2), 1])
+
+
+def test_equal_values_stay_together():
+    correct = np.arange(9) < 6
+    [only] = accuracy_by_third(correct, np.full(9, 48.0))
+    assert (only["n"], only["low"], only["accuracy"]) == (9, 48.0, pytest.approx(2 / 3))
+    parts = accuracy_by_third(correct, [48] * 5 + [96] * 4)
+    assert [(part["n"], part["low"]) for part in parts] == [(5, 48), (4, 96)]
+    with pytest.raises(ValueError, match="pass both"):
+        accuracy_by_third(correct, [1.0])
+
+
+def test_slices_take_the_shorter_side_and_leave_out_unknown_sizes():
+    correct = np.array([True, False, True])
+    faces = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    parts = slices(correct, faces, ["L 48x90", "RGB 30x20", "CSV 48x48"])
+    assert [(part["low"], part["n"]) for part in parts["size"]] == [(20, 1), (48, 2)]
+    assert sum(part["n"] for part in parts["sharpness"]) == 3
+    assert list(slices(correct, faces, ["", "", ""])) == ["sharpness"]
+    table = slices_text(parts).splitlines()
+    assert len({len(line.split("%")[0]) for line in table[1:]}) == 1  # aligned
+    assert table[-1].startswith("size 48 ")
 
 
 def test_embedding_map_is_seeded_and_limited():

@@ -94,20 +94,42 @@ def test_a_real_run_names_terms_and_never_says_drawn(run, tmp_path):
 def test_the_card_shows_slices_robustness_and_other_datasets(run, tmp_path):
     result = metrics_of(run)["results"][0]
     real = {**result["stamp"], "origin": "real"}
-    part = {"n": 10, "accuracy": 0.5, "accuracy_interval": [0.25, 0.75]}
+    third = {"n": 10, "high": 48.0, "accuracy": 0.5, "accuracy_interval": [0.25, 0.75]}
+    thirds = [{**third, "name": "low", "low": 48.0}, {**third, "name": "high", "low": 7.0}]
     other = {"stamp": real, "seen": "", "class_names": ["Anger", "Sad"], "left_out": 3}
     other["numbers"] = result["numbers"]
     more = {
         "robustness": {"stamp": real, "accuracy": {"blur": [0.8, 0.6], "noise": [0.8, 0.7]}},
-        "slices": {"pose": {"turned": part}},
+        "slices": {"stamp": real, "parts": {"sharpness": thirds, "size": thirds[:1]}},
+        "abstain": {"stamp": real, "threshold": 0.55, "coverage": 0.78, "accuracy": 0.91},
         "cross_dataset": [other, {**other, "seen": "FER2013 was used (train)"}],
     }
     text = model_card(made_real(run, tmp_path, **more))
     assert "| blur | 80.0 % | 60.0 % |" in text
-    assert "| turned | 10 | 50.0 % [25.0, 75.0] |" in text
+    assert "| high (7 to 48) | 10 | 50.0 % [25.0, 75.0] |" in text
+    assert "from a confidence of 55.0 % on (chosen on the selection set), it answers 78.0 %" in text
+    assert "is right about 91.0 % of these" in text
     assert "(*seen*)" in text
     assert "FER2013 was used (train)" in text
-    assert "Not measured in this run: size" in text
+    assert "Not measured in this run: pose, size (every picture has 48 pixels)." in text
+
+
+def test_what_a_turn_says_about_pose_and_blur_about_sharpness(run, tmp_path):
+    real = {**metrics_of(run)["results"][0]["stamp"], "origin": "real"}
+    damage = {"stamp": real, "accuracy": {"blur": [0.8, 0.6], "rotation": [0.8, 0.7]}}
+    lines = model_card(made_real(run, tmp_path, robustness=damage)).splitlines()
+    said = next(line for line in lines if line.startswith("Not measured in this run"))
+    assert "pose other than a turn in the picture's plane" in said
+    assert "size" in said
+    assert "blur" not in said
+
+
+def test_calibration_stands_beside_what_a_calibrated_model_would_show(run):
+    numbers = metrics_of(run)["results"][0]["numbers"]
+    low, high = numbers["ece_calibrated_range"]
+    [line] = [x for x in model_card(run).splitlines() if "(ECE)" in x]
+    assert f"differ by {100 * numbers['ece']:.1f} % on average" in line
+    assert f"{100 * low:.1f} % to {100 * high:.1f} %" in line
 
 
 def test_names_are_escaped(tmp_path):

@@ -6,15 +6,18 @@ import re
 
 import matplotlib
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from nbclient import NotebookClient
 from PIL import Image
 
 from fer_helpers import plots
 from fer_helpers.confusions import chi_square
 from fer_helpers.evaluation import (
     abstain_threshold,
+    answered_above,
     class_scores,
     precision_recall,
     reliability,
@@ -126,7 +129,13 @@ def draws(names):
         "robustness": lambda: plots.plot_robustness({names[1]: np.linspace(0.7, 0.2, 6)}, **note),
         "mcnemar": lambda: plots.plot_mcnemar([[np.nan, 0.01], [0.01, np.nan]], names[:2], **note),
         "attention": lambda: plots.plot_attention(
-            faces(3), np.linspace(0, 1, 147).reshape(3, 7, 7), names[:3], **note
+            faces(3),
+            {
+                "mask": np.linspace(0.2, 0.8, 147).reshape(3, 7, 7),
+                "Grad-CAM": np.linspace(0, 1, 243).reshape(3, 9, 9),
+            },
+            names[:3],
+            **note,
         ),
         "suspects": lambda: plots.plot_suspects(faces(7), suspects(7), **note),
     }
@@ -156,16 +165,28 @@ def test_figures_are_returned_closed_and_say_where_the_data_comes_from(figures):
         assert "drawn faces" in texts(figure), name
 
 
-def test_a_notebook_shows_each_figure_once_as_a_small_opaque_png(figures):
+def test_a_figure_is_a_small_opaque_png(figures):
     for name, figure in figures.items():
-        bundle = figure._repr_mimebundle_()
-        assert set(bundle) == {"image/png", "text/plain"}
-        raw = base64.b64decode(bundle["image/png"])
+        raw = plots.png_bytes(figure)
         picture = Image.open(io.BytesIO(raw))
         assert len(raw) < 60_000, name
         assert picture.width <= 960, name
         assert picture.convert("RGBA").getpixel((1, 1)) == (255, 255, 255, 255), name
     assert plt.get_fignums() == []
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_this_png_once_and_not_the_one_of_its_backend():
+    code = (
+        "from fer_helpers.plots import plot_class_accuracy\n"
+        "plot_class_accuracy([[3, 1], [0, 2]], ('Happy', 'Sad'))"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    [output] = notebook.cells[0].outputs
+    assert set(output["data"]) == {"image/png", "text/plain"}
+    raw = base64.b64decode(output["data"]["image/png"])
+    assert raw == plots.png_bytes(plots.plot_class_accuracy([[3, 1], [0, 2]], ("Happy", "Sad")))
 
 
 def test_no_text_leaves_the_figure_and_no_two_titles_overlap(figures):
@@ -259,6 +280,17 @@ def test_short_and_partial_histories():
         plots.plot_history([])
 
 
+def test_a_threshold_shows_what_is_left_and_none_above_every_confidence():
+    probabilities, labels = answers()
+    curve = risk_coverage(probabilities, labels)
+    chosen = abstain_threshold(probabilities, labels, coverage=0.5)
+    said = texts(plots.plot_risk_coverage(curve, chosen))
+    shares = f"{100 * chosen['coverage']:.1f} % of the faces"
+    assert any(shares in t and f"{100 * chosen['accuracy']:.1f} % right" in t for t in said)
+    silent = plots.plot_risk_coverage(curve, answered_above(probabilities, labels, 1.0))
+    assert "answered from confidence 100 %: no face" in texts(silent)
+
+
 def test_an_unsure_answer_says_so():
     figure = plots.plot_prediction(
         faces(1)[0], np.full(7, 1 / 7), NAMES, min_confidence=0.4, note="drawn face"
@@ -273,6 +305,15 @@ def test_small_faces_are_enlarged_pixel_by_pixel():
     assert np.abs(canvas[:96:2, :96:2].astype(int) - faces(2)[0]).max() <= 4
     mixed = plots.plot_samples([faces(2, 75, 3), faces(3, 48)], ["a", "b"])
     assert mixed.axes[0].images[0].get_array().shape[1] == 3 * 116 - 6
+
+
+def test_each_kind_of_map_has_its_row_and_its_own_range(figures):
+    assert {"face", "mask 0.20–0.80", "Grad-CAM 0.00–1.00"} <= set(texts(figures["attention"]))
+    canvas = np.asarray(figures["attention"].axes[0].images[0].get_array(), dtype=int)
+    for row in (canvas[102:198], canvas[204:300]):
+        lowest, highest = row[:9, :9].mean(axis=(0, 1)), row[-9:, -9:].mean(axis=(0, 1))
+        assert lowest[2] > lowest[0] + 10  # dark blue
+        assert highest[0] > highest[2] + 10  # bright yellow
 
 
 def test_highlight_pales_the_other_classes():

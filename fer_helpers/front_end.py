@@ -1,0 +1,48 @@
+"""Is somebody there to move a slider? Widgets for them, one figure for everybody else."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def front_end() -> bool:
+    """Whether a person runs this cell from Jupyter, VS Code, Colab or Kaggle's editor.
+
+    A front end sends its cells with `allow_stdin`, because it can ask its person something
+    (https://jupyter-client.readthedocs.io/en/stable/messaging.html#execute). papermill, nbconvert
+    and nbval send False. Environment variables would not tell: a papermill that is started from a
+    notebook or from an editor's terminal inherits theirs.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    kernel = getattr(shell, "kernel", None)
+    request = kernel.get_parent("shell") if kernel is not None else {}
+    return bool(request.get("content", {}).get("allow_stdin"))
+
+
+def explore(draw: Callable[..., Any], **choices: Any) -> Any:
+    """Show what `draw` draws; where a person can play, with widgets for its arguments.
+
+    Args:
+        draw: returns a figure, or None after printing why there is none. All its arguments have
+            defaults: they are what is shown first, and all that is shown without a front end or
+            without ipywidgets.
+        **choices: a widget for some of the arguments, in the short form of `ipywidgets.interact`:
+            a list for a menu, (low, high) or (low, high, step) for a slider.
+
+    Returns:
+        What `draw()` returned, to be kept.
+    """
+    from IPython.display import display
+
+    figure = draw()
+    if front_end():
+        try:
+            from ipywidgets import interact
+        except ImportError:
+            print("Menus and sliders need ipywidgets: pip install 'fer-helpers[widgets]'.")
+        else:
+            interact(draw, **choices)
+            return figure
+    if figure is not None:
+        display(figure)
+    return figure

@@ -1,0 +1,62 @@
+"""The model that comes with the clone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fer_helpers.checkpoints import SHIPPED, load_model
+from fer_helpers.demo_faces import draw_face
+from fer_helpers.inference import predict_logits
+from fer_helpers.prediction import load_classifier, predict_single_image
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT / "data" / "fer2013"
+NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+
+
+@pytest.fixture(scope="module")
+def file():
+    (only,) = SHIPPED.glob("*.safetensors")
+    return only
+
+
+@pytest.fixture(scope="module")
+def loaded(file):
+    return load_model(file)
+
+
+def test_there_is_one_small_file_with_its_card(file):
+    assert file.stat().st_size <= 12_000_000
+    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert file.name in card
+    for words in ("terms", "could not verify", "research", "MIT", "not for deciding about people"):
+        assert words in card
+
+
+def test_it_carries_all_that_an_answer_needs(file, loaded):
+    assert loaded.class_names == NAMES
+    assert loaded.model.architecture["backbone"] == "resnet34"
+    assert loaded.model.architecture["attention"] == "spatial"
+    assert loaded.temperature != 1
+    assert loaded.extra["origin"] == "real"
+    assert len(load_classifier(file, balanced=True).shift) == 7
+
+
+def test_a_clone_answers_offline_without_any_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw_face("Happy", 3, size=48, color=False).save("face.png")
+    answer = predict_single_image("face.png", show=False)
+    assert answer.label in NAMES
+    assert answer.note == "assumed already cropped"  # and not "model trained on drawn faces"
+    assert sum(answer.probabilities.values()) == pytest.approx(1)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs FER2013 in data/fer2013 (make data-dev)")
+def test_it_knows_faces_that_it_was_not_trained_on(loaded):
+    from fer_helpers.data import load_fer2013
+
+    slice_ = load_fer2013(REAL / "train", REAL / "test", selection_size=3000, size=48).selection
+    some = slice_.take(np.arange(0, len(slice_), 10))
+    logits = predict_logits(loaded.model, some, loaded.preprocess)
+    assert (logits.argmax(1) == some.labels).mean() > 0.5
