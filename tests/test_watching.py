@@ -46,7 +46,9 @@ def executed(watched):
         "from fer_helpers import plot_style, watching\n"
         f"watching.front_end = lambda: {watched}\n"
         "def draw(history):\n"
-        "    return plot_style.new_figure(1, '', '', width=len(history))[0]\n"
+        "    figure = plot_style.new_figure(1, '', '', width=len(history))[0]\n"
+        "    plot_style.plt.close(figure)\n"
+        "    return figure\n"
         "on_epoch = watching.watch_epochs(draw)\n"
         "for n in (1, 2, 3):\n    on_epoch(list(range(n)))"
     )
