@@ -24,6 +24,7 @@ import numpy as np
 from scipy import ndimage, stats
 from sklearn.manifold import TSNE
 from sklearn.metrics import average_precision_score, precision_recall_curve
+from threadpoolctl import threadpool_limits
 
 from fer_helpers.calibration import check_probabilities
 from fer_helpers.confusions import check_labels, check_names
@@ -203,10 +204,11 @@ def embedding_map(
             "are needed."
         )
     shown = np.sort(np.random.default_rng(seed).permutation(len(features))[:limit])
-    layout = TSNE(
-        perplexity=min(perplexity, (len(shown) - 1) / 3), init="pca", random_state=seed
-    ).fit_transform(features[shown])
-    return layout, shown
+    tsne = TSNE(perplexity=min(perplexity, (len(shown) - 1) / 3), init="pca", random_state=seed)
+    # Threads add up in another order, so the map would depend on how many a machine has. And where
+    # others compute too they wait for each other most of the time.
+    with threadpool_limits(1):
+        return tsne.fit_transform(features[shown]), shown
 
 
 # %% [markdown]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from sklearn.metrics import average_precision_score
+from threadpoolctl import threadpool_limits
 
 from fer_helpers.exploration import (
     accuracy_by_third,
@@ -104,6 +105,15 @@ def test_embedding_map_is_seeded_and_limited():
     np.testing.assert_array_equal(points, embedding_map(features, limit=30)[0])
     with pytest.raises(ValueError, match="at least 5 rows"):
         embedding_map(features[:3])
+
+
+def test_embedding_map_is_the_same_with_any_number_of_threads():
+    features = np.random.default_rng(0).normal(size=(100, 1024))
+    maps = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            maps.append(embedding_map(features)[0])
+    np.testing.assert_array_equal(*maps)
 
 
 def test_vote_agreement_by_hand():
