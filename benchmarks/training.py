@@ -271,7 +271,7 @@ def resume(options, device: torch.device) -> None:
 
     def told(*arguments):
         done = step(*arguments)
-        print("stepping", flush=True)
+        print("stepping", time.process_time(), flush=True)
         return done
 
     training.train_step = told
@@ -295,11 +295,13 @@ def resuming(options, folder: Path) -> None:
             text=True,
         )  # fmt: skip
         with process:
-            if process.stdout.readline() != "stepping\n":
+            line = process.stdout.readline()
+            if not line.startswith("stepping "):
                 sys.exit("The resumed process did not train.")
-            took.append(time.perf_counter() - began)
-    print(f"From starting a process to its first step: {took[0]:.1f} s anew, "
-          f"{min(took[1:]):.1f} s resumed.")  # fmt: skip
+            took.append((time.perf_counter() - began, float(line.split()[1])))
+    (anew, _), (resumed, busy) = took[0], min(took[1:])
+    print(f"From starting a process to its first step: {anew:.1f} s anew, {resumed:.1f} s resumed "
+          f"({busy:.1f} s of processor time; a loaded machine lets it wait).")  # fmt: skip
 
 
 def main() -> None:

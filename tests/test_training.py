@@ -273,6 +273,18 @@ def test_a_test_set_is_refused(tmp_path, sets):
     assert not os.listdir(tmp_path)
 
 
+def test_a_compiled_network_trains_the_same(tmp_path, monkeypatch):
+    """With torch's own operations behind the compiler, as far as that is quick to test."""
+    given = {"epochs": 1, "votes": some_votes(), "vote_weight": 0.5}
+    plain, _ = train(tmp_path / "plain", **given)
+    calls, real = [], torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda what: calls.append(what) or real(what, backend="eager")
+    )
+    compiled, _ = train(tmp_path / "compiled", compile=True, **given)
+    assert len(calls) == 1 and same_weights(plain, compiled)
+
+
 def test_a_step_reads_no_value_off_the_device():
     """On a GPU, a value that is read waits for everything before it."""
 

@@ -80,7 +80,8 @@ def train(folder, model=None, *, train=None, selection=True, lines=None, **chang
     loop = {
         name: changes.pop(name)
         for name in (
-            "deadline", "commit", "on_epoch", "device", "precision", "seed", "augment", "votes"
+            "deadline", "commit", "on_epoch", "device", "precision", "compile", "seed", "augment",
+            "votes",
         )
         if name in changes
     }  # fmt: skip
