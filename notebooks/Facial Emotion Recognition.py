@@ -175,6 +175,8 @@ from fer_helpers.data_check import check_data, clean_train, worst_offenders
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.ferplus import VOTES, read_ferplus_votes, vote_shares
 from fer_helpers.front_end import explore
+
+# %%
 from fer_helpers.model_card import model_card
 from fer_helpers.models import build_model, describe, swap_head
 from fer_helpers.prediction import predict_single_image
