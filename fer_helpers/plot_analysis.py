@@ -41,7 +41,7 @@ from fer_helpers.plot_style import (
 )
 
 DASHES = ("-", "--", "-.", ":")
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vPX*"
 CURVE_POINTS = 300  # finer steps than a notebook can show only make files larger
 
 
