@@ -30,6 +30,7 @@ from fer_helpers.config import Config
 from fer_helpers.data import SelectionSet, Splits, load_affectnet, load_fer2013
 from fer_helpers.data_check import clean_train
 from fer_helpers.evaluation import mcnemar, seeds_summary
+from fer_helpers.ferplus import read_ferplus_votes, vote_shares
 from fer_helpers.files import replace_file
 from fer_helpers.inference import pick_device, pick_precision, predict_logits
 from fer_helpers.models import build_model, swap_head
@@ -52,15 +53,19 @@ ARMS = {
     "cleaned": {"drop_conflicts": True, "drop_blanks": True},
     "SE": {"attention": "se"},
     "CBAM": {"attention": "cbam"},
+    "FER+ votes": {"ferplus_weight": 0.5},
 }
 """What an arm changes. The base is FER2013 alone, with spatial attention after the last stage. The
 slice keeps twins together, so that no arm can learn copies of it."""
 
 
-def settings(arm: str, seed: int) -> Config:
-    """The parameters of one run."""
+def settings(arm: str, seed: int, votes: Path) -> Config:
+    """The parameters of one run; `votes` are for the arm that learns them."""
     recipe = Config.from_yaml(ROOT / "params" / "cpu.yaml")
-    return recipe.changed(**{"phases": "fer2013", **BUDGET, **ARMS[arm], "seed": seed})
+    change = {"phases": "fer2013", **BUDGET, **ARMS[arm], "seed": seed}
+    if "ferplus_weight" in change:
+        change["ferplus_votes"] = str(votes)
+    return recipe.changed(**change)
 
 
 def cut_slice(splits: Splits) -> Splits:
@@ -74,9 +79,9 @@ def cut_slice(splits: Splits) -> Splits:
     return replace(splits, train=train.take(~listed), selection=selection)
 
 
-def train(arm: str, seed: int, data: Path, folder: Path, where: dict) -> dict:
+def train(arm: str, seed: int, data: Path, votes: Path, folder: Path, where: dict) -> dict:
     """Train one run to its end, or continue it; returns what the table needs."""
-    config = settings(arm, seed)
+    config = settings(arm, seed, votes)
     reading = {"max_bad_share": config.max_bad_share, "size": config.image_size}
     fer = cut_slice(load_fer2013(data / "fer2013" / "train", data / "fer2013" / "test", **reading,
                                  selection_size=0))  # fmt: skip
@@ -87,6 +92,10 @@ def train(arm: str, seed: int, data: Path, folder: Path, where: dict) -> dict:
         first = load_affectnet(data / "affectnet", grey=True, selection_size=1000, **reading)
         phases = {"affectnet": first, **phases}
     preprocess = Preprocess(size=config.image_size, channels=config.input_channels, grey=True)
+    shares = {}
+    if config.ferplus_weight:
+        table_of_votes = read_ferplus_votes(config.ferplus_votes, phases["fer2013"].train)
+        shares["fer2013"] = vote_shares(table_of_votes)
     torch.manual_seed(seed)
     model, classes, minutes = None, (), 0.0
     for phase, splits in phases.items():
@@ -100,7 +109,8 @@ def train(arm: str, seed: int, data: Path, folder: Path, where: dict) -> dict:
         result = train_phase(
             model, splits.train, splits.selection, config.recipe(phase), folder / phase,
             name=f"{arm}, seed {seed}, {phase}", preprocess=preprocess, seed=seed,
-            augment=Augment(**config.augment_kwargs(phase)), commit=code_version(), **where,
+            augment=Augment(**config.augment_kwargs(phase)), votes=shares.get(phase),
+            commit=code_version(), **where,
         )  # fmt: skip
         if result.stopped:
             raise KeyboardInterrupt
@@ -178,6 +188,10 @@ def table(runs: Sequence[dict], arms: Sequence[str], seeds: Sequence[int]) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT / "data")
+    parser.add_argument(
+        "--votes", type=Path, default=ROOT / "data" / "ferplus.csv",
+        help="FER+ votes by file name, as fer_helpers.ferplus.match_ferplus makes them",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -193,7 +207,7 @@ def main() -> None:
         for arm in options.arms:
             folder = options.out / f"{arm}-{seed}".replace(" ", "-")
             if not (folder / "result.json").exists():
-                text = json.dumps(train(arm, seed, options.data, folder, where))
+                text = json.dumps(train(arm, seed, options.data, options.votes, folder, where))
                 replace_file(folder / "result.json", partial(Path.write_text, data=text))
     runs = [json.loads(path.read_text()) for path in options.out.glob("*/result.json")]
     print(table(runs, options.arms, options.seeds))

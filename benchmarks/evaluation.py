@@ -67,7 +67,7 @@ def scores(splits: Splits) -> tuple[list[protocol.Scored], float, dict]:
         faces.labels, len(faces) + views
     )
     with timed("numbers and 10,000 bootstrap draws, 3 sets, with leak-free twins"):
-        scored, temperature = protocol.score_tests(None, splits, None, seed=0)
+        scored, temperature, _ = protocol.score_tests(None, splits, None, seed=0)
     numbers = scored[0].numbers
     with timed("tables and tests"):
         protocol.score_table(scored).to_html()

@@ -70,7 +70,7 @@ def main() -> None:
     if result.stopped:
         sys.exit("Stopped; the same command continues.")
     minutes = sum(row["seconds"] for row in result.history) / 60
-    scores, _ = score_tests(
+    scores, _, _ = score_tests(
         model, replace(fer, selection=None, tests=tuple(public)), preprocess,
         views=config.tta_views, seed=config.seed, **where,
     )  # fmt: skip

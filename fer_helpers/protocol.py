@@ -77,7 +77,7 @@ def score_tests(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     note: str = "",
-) -> tuple[list[Scored], float]:
+) -> tuple[list[Scored], float, np.ndarray | None]:
     """Score every test set of `splits`, the headline first.
 
     Args:
@@ -92,7 +92,8 @@ def score_tests(
         note: what else a reader must know, such as "training was stopped early".
 
     Returns:
-        one `Scored` per test set, and the temperature for one view (1 without a selection set).
+        one `Scored` per test set; the temperature for one view (1 without a selection set); and
+        the logits of the selection set for one view, for further choices (None without one).
     """
 
     def logits_of(faces: SelectionSet | TestSet, count: int) -> np.ndarray:
@@ -101,62 +102,45 @@ def score_tests(
         )
 
     counts = (1, views) if views > 1 else (1,)
-    temperature = dict.fromkeys(counts, 1.0)
+    temperature, chosen_on = dict.fromkeys(counts, 1.0), dict.fromkeys(counts)
     if splits.selection is not None:
         for count in counts:
-            logits = logits_of(splits.selection, count)
-            temperature[count] = fit_temperature(logits, splits.selection.labels)
+            chosen_on[count] = logits_of(splits.selection, count)
+            temperature[count] = fit_temperature(chosen_on[count], splits.selection.labels)
     results = []
     for position, test in enumerate(splits.tests):
         entries, first = [], None
         for count in counts:
             logits = logits_of(test, count)
             first = logits if first is None else first
-            entries.append(
-                _entry(
-                    logits, test, splits.selection, count, temperature[count],
-                    headline=position == 0 and count == 1, bootstrap=bootstrap, seed=seed,
-                    device=device, precision=precision, note=note,
-                )
+            about = stamp(
+                test.split, len(test), count, seed, describe_selection(splits.selection),
+                test.content_hash, test.origin, dataset=test.dataset,
+                device=torch.device(device).type, precision=precision,
+                note="; ".join(part for part in (test.stamp, note) if part),
             )  # fmt: skip
+            headline = position == 0 and count == 1
+            entries.append(_entry(about, logits, test, temperature[count], bootstrap, headline))
         results.append(Scored(test, first, tuple(entries)))
-    return results, temperature[1]
+    return results, temperature[1], chosen_on[1]
 
 
 def _entry(
+    about: dict[str, Any],
     logits: np.ndarray,
     test: TestSet,
-    selection: SelectionSet | None,
-    views: int,
     temperature: float,
-    *,
-    headline: bool,
     bootstrap: int,
-    seed: int,
-    device: torch.device | str,
-    precision: str,
-    note: str,
+    headline: bool,
 ) -> dict[str, Any]:
-    arguments = {"temperature": temperature, "bootstrap": bootstrap, "seed": seed}
+    """The numbers of these logits and their leak-free twin, under the stamp `about`."""
+    arguments = {"temperature": temperature, "bootstrap": bootstrap, "seed": about["seed"]}
     numbers = evaluate(logits, test.labels, test.class_names, **arguments)
     leak_free = None
     if test.leak_free.any():
         leak_free = evaluate(
             logits, test.labels, test.class_names, keep=test.leak_free, **arguments
         )
-    about = stamp(
-        test.split,
-        len(test),
-        views,
-        seed,
-        describe_selection(selection),
-        test.content_hash,
-        test.origin,
-        dataset=test.dataset,
-        device=torch.device(device).type,
-        precision=precision,
-        note="; ".join(part for part in (test.stamp, note) if part),
-    )
     return scored(about, numbers, leak_free=leak_free, headline=headline)
 
 
@@ -171,29 +155,15 @@ def _entry(
 
 # %%
 def balance(
-    model: EmotionNet,
-    splits: Splits,
-    preprocess: Preprocess,
-    scored_test: Scored,
-    *,
-    temperature: float = 1.0,
-    bootstrap: int = 10_000,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    precision: str = "fp32",
+    score: Scored, splits: Splits, selection_logits: np.ndarray | None, *, bootstrap: int = 10_000
 ) -> tuple[Scored, list[float]]:
-    """Score one test set again at the balanced operating point (Menon et al. 2021, post hoc).
+    """Read one score again at the balanced operating point (Menon et al. 2021, post hoc).
 
     Args:
-        model: the trained model, on `device`.
-        splits: its data; how strongly to adjust is chosen on `splits.selection` by macro-F1.
-        preprocess: what the model was trained with.
-        scored_test: what `score_tests` gave; only its logits are used.
-        temperature: of one view.
+        score: what `score_tests` gave for a test set.
+        splits: the same; how strongly to adjust is chosen on `splits.selection` by macro-F1.
+        selection_logits: what `score_tests` gave for that, (N, K).
         bootstrap: draws behind each 95 % interval.
-        seed: of the run.
-        device: where the model is.
-        precision: fp32, bf16 or fp16.
 
     Returns:
         the score, and what is added to the logits for it: -tau x log(class share), (K,).
@@ -201,21 +171,18 @@ def balance(
     Raises:
         ValueError: there is no selection set to choose on.
     """
-    if splits.selection is None:
+    if selection_logits is None:
         raise ValueError("The balanced point is chosen on a selection set: set SELECTION_SIZE.")
     prior = splits.train.counts()
-    chosen_on = predict_logits(
-        model, splits.selection, preprocess, device=device, precision=precision, views=1
-    )
-    tau = fit_tau(chosen_on, splits.selection.labels, prior)
-    logits = logit_adjust(scored_test.logits, prior, tau)
-    entry = _entry(
-        logits, scored_test.test, splits.selection, 1, temperature, headline=False,
-        bootstrap=bootstrap, seed=seed, device=device, precision=precision,
-        note=f"balanced operating point, tau {tau:.2f}",
-    )  # fmt: skip
+    tau = fit_tau(selection_logits, splits.selection.labels, prior)
+    logits = logit_adjust(score.logits, prior, tau)
+    first = score.entries[0]["stamp"]
+    note = f"balanced operating point, tau {tau:.2f}"
+    about = {**first, "note": f"{first['note']}; {note}" if first["note"] else note}
+    temperature = score.numbers["temperature"]
+    entry = _entry(about, logits, score.test, temperature, bootstrap, headline=False)
     shift = logit_adjust(np.zeros((1, len(prior))), prior, tau)[0]
-    return Scored(scored_test.test, logits, (entry,)), shift.tolist()
+    return Scored(score.test, logits, (entry,)), shift.tolist()
 
 
 def points_table(accurate: Scored, balanced: Scored) -> pd.DataFrame:
@@ -287,5 +254,5 @@ def score_table(results: Sequence[Scored]) -> pd.DataFrame:
 #     torch.manual_seed(0)
 #     model = build_model(7, stem="small2", width=8, channels=1)
 #     preprocess = Preprocess(size=48, channels=1, grey=True)
-#     results, _ = score_tests(model, splits, preprocess, views=2, bootstrap=1000)
+#     results, _, _ = score_tests(model, splits, preprocess, views=2, bootstrap=1000)
 # score_table(results)

@@ -460,7 +460,7 @@ scoring = {
 metrics = {"results": [], "training": {}}
 if affectnet:
     early = f"training was stopped early ({stopped})" if stopped else ""
-    scores, temperature = score_tests(model, affectnet, pre, note=early, **scoring)
+    scores, temperature, chosen_on = score_tests(model, affectnet, pre, note=early, **scoring)
     metrics["results"] += [entry for score in scores for entry in score.entries]
     metrics["training"]["affectnet"] = {
         "best_epoch": phase1.best_epoch, "selection_set": describe_selection(affectnet.selection),
@@ -513,7 +513,7 @@ splits = datasets[final]
 class_names = splits.train.class_names
 if final == "fer2013":
     early = f"training was stopped early ({stopped})" if stopped else ""
-    scores, temperature = score_tests(model, splits, pre, note=early, **scoring)
+    scores, temperature, chosen_on = score_tests(model, splits, pre, note=early, **scoring)
     metrics["results"] = [e for score in scores for e in score.entries] + metrics["results"]
 headline = scores[0]
 test, numbers = headline.test, headline.numbers
@@ -533,11 +533,8 @@ print(evaluation.report_text(confusion, class_names))
 
 # %%
 balanced_shift = []
-if splits.selection is not None:
-    balanced, balanced_shift = balance(
-        model, splits, pre, headline, temperature=temperature, bootstrap=config.bootstrap,
-        seed=config.seed, **where,
-    )  # fmt: skip
+if chosen_on is not None:
+    balanced, balanced_shift = balance(headline, splits, chosen_on, bootstrap=config.bootstrap)
     metrics["results"] += balanced.entries
     display(points_table(headline, balanced))
 
@@ -747,9 +744,8 @@ show(figure, "reliability")
 
 # %%
 chosen = {"threshold": 0.5}
-if splits.selection is not None:
-    logits = inference.predict_logits(model, splits.selection, pre, **where)
-    sure = evaluation.softmax(logits, temperature)
+if chosen_on is not None:
+    sure = evaluation.softmax(chosen_on, temperature)
     chosen = evaluation.abstain_threshold(sure, splits.selection.labels, coverage=0.8)
     judged = evaluation.answered_above(probabilities, test.labels, chosen["threshold"])
     metrics["abstain"] = {"stamp": headline.entries[0]["stamp"], **judged}
@@ -770,8 +766,8 @@ play(silence, "risk-coverage", threshold=(0.0, 1.0, 0.01))
 # One class against the rest, and which confusions are more than chance would give.
 
 # %%
-curves = exploration.precision_recall(probabilities, test.labels, class_names)
-show(plots.plot_precision_recall(curves, class_names, note=about), "precision-recall")
+found = exploration.precision_recall(probabilities, test.labels, class_names)
+show(plots.plot_precision_recall(found, class_names, note=about), "precision-recall")
 show(
     plots.plot_residuals(evaluation.chi_square(confusion, class_names), class_names, note=about),
     "residuals",

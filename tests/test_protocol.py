@@ -54,7 +54,7 @@ def test_every_set_is_passed_once_for_each_number_of_views(asked):
 
 def test_temperature_comes_from_the_selection_set_alone(asked):
     given = splits()
-    results, temperature = score(given)
+    results, temperature, _ = score(given)
     logits = protocol.predict_logits(None, given.selection, None, views=1)
     assert temperature == fit_temperature(logits, given.selection.labels) != 1
     views = protocol.predict_logits(None, given.selection, None, views=4)
@@ -68,13 +68,13 @@ def test_temperature_comes_from_the_selection_set_alone(asked):
 
 
 def test_nothing_is_fitted_without_a_selection_set(asked):
-    results, temperature = score(splits(selection=False))
-    assert temperature == 1
+    results, temperature, chosen_on = score(splits(selection=False))
+    assert temperature == 1 and chosen_on is None
     assert results[0].entries[0]["stamp"]["selection_set"] == "none"
 
 
 def test_headline_is_the_first_set_with_one_view(asked):
-    results, _ = score(splits())
+    results, _, _ = score(splits())
     assert [result.test.split for result in results] == ["test", "PublicTest"]
     headlines = [entry["headline"] for result in results for entry in result.entries]
     assert headlines == [True, False, False, False]
@@ -82,7 +82,7 @@ def test_headline_is_the_first_set_with_one_view(asked):
 
 
 def test_stamps(asked):
-    results, _ = score(splits(), seed=7, note="training was stopped early")
+    results, _, _ = score(splits(), seed=7, note="training was stopped early")
     about = results[0].entries[1]["stamp"]
     assert about["dataset"] == "Tiny" and about["split"] == "test"
     assert (about["n"], about["views"], about["seed"]) == (12, 4, 7)
@@ -96,7 +96,7 @@ def test_stamps(asked):
 
 
 def test_leak_free_twin_equals_one_made_by_hand(asked):
-    results, temperature = score(splits())
+    results, temperature, _ = score(splits())
     test, twin = results[0].test, results[0].entries[0]["leak_free"]
     right = results[0].logits.argmax(1) == test.labels
     assert twin["n"] == LEAK_FREE.sum() == 9
@@ -110,7 +110,7 @@ def test_leak_free_twin_equals_one_made_by_hand(asked):
 
 
 def test_a_set_of_twins_only_has_no_leak_free_number(asked):
-    results, _ = score(Splits(faces(), None, (scored_faces(leak_free=np.zeros(12, bool)),), ""))
+    results, _, _ = score(Splits(faces(), None, (scored_faces(leak_free=np.zeros(12, bool)),), ""))
     assert results[0].entries[0]["leak_free"] is None
     table = score_table(results)
     assert table["leak-free n"].tolist() == [0, 0]
@@ -120,7 +120,7 @@ def test_a_set_of_twins_only_has_no_leak_free_number(asked):
 def test_one_view_is_the_plain_logits():
     from fer_helpers.inference import predict_logits
 
-    results, _ = score(splits())
+    results, _, _ = score(splits())
     assert np.array_equal(results[0].logits, predict_logits(net(), results[0].test, PREPROCESS))
 
 
@@ -151,13 +151,13 @@ def test_what_was_chosen_on_in_words():
 
 def test_the_balanced_point_is_chosen_on_the_selection_set_and_says_so(asked):
     given = splits()
-    results, temperature = score(given)
+    results, _, chosen_on = score(given)
     asked.clear()
-    balanced, shift = balance(
-        net(), given, PREPROCESS, results[0], temperature=temperature, bootstrap=50
+    balanced, shift = balance(results[0], given, chosen_on, bootstrap=50)
+    assert not asked  # no set is passed again
+    np.testing.assert_array_equal(
+        chosen_on, protocol.predict_logits(None, given.selection, None, views=1)
     )
-    assert asked == [(SelectionSet, "selection", 1)]
-    chosen_on = protocol.predict_logits(None, given.selection, None, views=1)
     prior = given.train.counts()
     tau = fit_tau(chosen_on, given.selection.labels, prior)
     np.testing.assert_allclose(shift, -tau * np.log(prior / prior.sum()))
@@ -175,4 +175,4 @@ def test_the_balanced_point_is_chosen_on_the_selection_set_and_says_so(asked):
 def test_without_a_selection_set_there_is_no_balanced_point(asked):
     given = splits(selection=False)
     with pytest.raises(ValueError, match="SELECTION_SIZE"):
-        balance(net(), given, PREPROCESS, score(given)[0][0])
+        balance(score(given)[0][0], given, None)
