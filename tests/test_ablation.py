@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from fer_helpers.data import load_fer2013
 from fer_helpers.demo_faces import write_demo_faces
+from fer_helpers.ferplus import VOTES
 
 ROOT = Path(__file__).parents[1]
 SLICE = ROOT / "docs" / "results" / "fer2013-selection-slice.txt"
@@ -70,8 +72,11 @@ def test_the_queue_trains_scores_and_does_not_repeat(ablation, tmp_path, monkeyp
     monkeypatch.setattr(ablation, "SLICE", tmp_path / "slice.txt")
     ablation.SLICE.write_text("\n".join(splits.train.files[::3]))
     listed = len(splits.train.files[::3])
+    votes = pd.DataFrame({"file": splits.train.files, **dict.fromkeys(VOTES, 1)})
+    votes.to_csv(tmp_path / "votes.csv", index=False)
     monkeypatch.setattr(sys, "argv", [
-        "ablation", "--data", str(data), "--out", str(tmp_path / "out"), "--seeds", "3",
+        "ablation", "--data", str(data), "--votes", str(tmp_path / "votes.csv"),
+        "--out", str(tmp_path / "out"), "--seeds", "3",
     ])  # fmt: skip
     ablation.main()
     assert "Unfinished: nothing." in capsys.readouterr().out
