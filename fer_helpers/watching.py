@@ -11,7 +11,6 @@ from typing import Any
 from tqdm import tqdm
 
 from fer_helpers.front_end import front_end
-from fer_helpers.plot_style import png_bytes
 
 History = Sequence[Mapping[str, Any]]
 """The rows of `training.PhaseResult.history` so far."""
@@ -59,6 +58,9 @@ def watch_epochs(
 def live_figure(draw: Callable[[History], Any]) -> Callable[[History], None]:
     """Show `draw(history)` the first time, and put the new figure in its place every other time."""
     from IPython.display import Image, display
+
+    # Matplotlib is imported for a front end only: half a second of a resumed run's start.
+    from fer_helpers.plot_style import png_bytes
 
     handles = []
 
