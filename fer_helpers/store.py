@@ -13,13 +13,13 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from zipfile import BadZipFile
 
+import joblib
 import numpy as np
 import platformdirs
 from PIL import Image
@@ -32,6 +32,7 @@ Loaded = TypeVar("Loaded")
 FORMAT = 1  # raise it whenever what is written, or how a picture is decoded, changes
 KEEP_DAYS = 60  # an entry that nobody opens for so long is thrown away
 CHUNK_BYTES = 1 << 20  # decoded pixels per task: enough to hide the overhead of a task
+FILES_WORTH_A_POOL = 4000  # with fewer, one process is done before others have started
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,21 +266,15 @@ class _Builder:
         self.hashes = np.zeros(len(paths), "S32")
         self.native = np.zeros(len(paths), "U24")
         channels = 1 if self.grey else 3
-
-        def task(start):
-            return [_read(path, self.grey, target) for path in paths[start : start + length]]
-
-        # Threads: Pillow and hashlib let go of the GIL while they work, and unlike processes
-        # they need nothing of the caller's script (spawn would import it again).
-        workers = (os.cpu_count() or 1) + 2
         bar = tqdm(
             total=len(paths),
             desc=f"Decoding {self.listing.role}",
             unit="img",
             disable=None if self.progress is None else not self.progress,
         )
-        with _quiet(), ThreadPoolExecutor(workers) as pool, bar:
-            for start, pictures in _in_order(pool, task, range(0, len(paths), length), workers * 2):
+        start = 0
+        with bar:
+            for pictures in _in_order(paths, length, self.grey, target):
                 chunk = np.zeros((len(pictures), height, width, channels), np.uint8)
                 for i, picture in enumerate(pictures):
                     self.digests[start + i] = np.frombuffer(picture.digest, np.uint8)
@@ -291,6 +286,7 @@ class _Builder:
                     self.native[start + i] = picture.native
                     self.sizes[picture.size] += 1
                 put(start, chunk)
+                start += len(pictures)
                 bar.update(len(pictures))
         self._check()
 
@@ -335,18 +331,6 @@ class _Builder:
         )
 
 
-def _in_order(pool, task, starts, ahead: int) -> Iterator[tuple[int, list[_Picture]]]:
-    """Results of `task` in order, with at most `ahead` tasks begun before they are asked for."""
-    waiting = []
-    for start in starts:
-        waiting.append((start, pool.submit(task, start)))
-        if len(waiting) > ahead:
-            begun, future = waiting.pop(0)
-            yield begun, future.result()
-    for begun, future in waiting:
-        yield begun, future.result()
-
-
 @contextlib.contextmanager
 def _quiet():
     """Pillow's remarks on odd files are no news here, but a decompression bomb is an error."""
@@ -354,6 +338,28 @@ def _quiet():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
+
+
+def _in_order(
+    paths: Sequence[str], length: int, grey: bool, target: tuple[int, int]
+) -> Iterator[list[_Picture]]:
+    """Yield the pictures of all paths, `length` at a time, decoded on every core if they are many.
+
+    By processes, since opening a small picture holds the GIL for most of its time: two threads were
+    slower than one. joblib's do not import the caller's script again, as multiprocessing's would.
+    """
+    workers = joblib.cpu_count() if len(paths) >= FILES_WORTH_A_POOL else 1
+    once = 8 * workers * length  # what may wait in memory until it is taken
+    with joblib.Parallel(workers, return_as="generator", idle_worker_timeout=60) as pool:
+        for begin in range(0, len(paths), once):
+            end = min(begin + once, len(paths))
+            parts = (paths[start : min(start + length, end)] for start in range(begin, end, length))
+            yield from pool(joblib.delayed(_read_all)(part, grey, target) for part in parts)
+
+
+def _read_all(paths: Sequence[str], grey: bool, target: tuple[int, int]) -> list[_Picture]:
+    with _quiet():
+        return [_read(path, grey, target) for path in paths]
 
 
 def _read(path: str, grey: bool, target: tuple[int, int] | None) -> _Picture:

@@ -338,3 +338,24 @@ def test_reading_needs_no_torch(tmp_path):
     )
     here = str(Path(__file__).resolve().parents[1])
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": here})
+
+
+def test_many_files_are_decoded_by_processes_that_need_no_guard(tmp_path):
+    root = write_faces(tmp_path / "faces", 12)
+    (root / "happy" / "003.png").write_bytes(b"no picture")
+    script = tmp_path / "script.py"  # without `if __name__ == "__main__"`, as notebooks are
+    script.write_text(
+        "from pathlib import Path\nfrom fer_helpers import store, layouts\n"
+        "store.FILES_WORTH_A_POOL, store.CHUNK_BYTES = 1, 300\n"
+        "print('begun')\n"
+        f"r = lambda: layouts.list_class_folders(Path({str(root)!r}), 'train', 'X')\n"
+        f"s = store.open_store(r(), r, grey=True, cache_dir={str(tmp_path / 'cache')!r})\n"
+        "print(s.content_hash, int(s.pixels.sum()), *sorted(s.bad))\n",
+        encoding="utf-8",
+    )
+    here = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run([sys.executable, script], check=True, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": here})  # fmt: skip
+    alone = open_folder(root, tmp_path / "other")
+    said = f"{alone.content_hash} {int(alone.pixels.sum())} {next(iter(alone.bad))}"
+    assert done.stdout.split("\n") == ["begun", said, ""]
