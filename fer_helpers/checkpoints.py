@@ -163,7 +163,12 @@ def load_model(
         architecture = {**about["architecture"], "pretrained": "none"}  # a file fetches nothing
         preprocess = Preprocess.from_dict(about["preprocess"])
         temperature, extra = float(about["temperature"]), dict(about["extra"])
-        if len(set(names)) != len(names) or len(names) != architecture["num_classes"]:
+        if len(set(names)) != len(names):
+            raise CheckpointError(
+                f"{path} names a class twice ({', '.join(map(str, names))}): the file was put "
+                "together wrongly, save it again."
+            )
+        if len(names) != architecture["num_classes"]:
             raise CheckpointError(
                 f"{path} names {len(names)} classes but its network answers for "
                 f"{architecture['num_classes']}: the file was put together wrongly, save it again."

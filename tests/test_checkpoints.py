@@ -201,7 +201,7 @@ def forget(name):
         (describe(format="new"), "cannot be read"),
         (forget("format"), "cannot be read"),
         (describe(class_names=["Happy", "Sad"]), "names 2 classes but its network answers for 3"),
-        (describe(class_names=["Sad", "Sad", "Happy"]), "names 3 classes"),
+        (describe(class_names=["Sad", "Sad", "Happy"]), "names a class twice .Sad, Sad, Happy"),
         (describe(architecture={"num_classes": 3, "backbone": "x"}), "unknown here"),
         (describe(architecture={"num_classes": 3, "flavor": "x"}), "incomplete or unknown"),
         (describe(preprocess={"size": 16, "crop": 3}), "incomplete or unknown"),

@@ -194,3 +194,4 @@ def test_renamed_files_are_not_promised_a_hash(tmp_path):
     assert pretrained._promised_hash(Path("resnet34-b627a593.pth")) == "b627a593"
     assert pretrained._promised_hash(Path("efficientnet_b0_rwightman-7f5810bc.pth")) == "7f5810bc"
     assert pretrained._promised_hash(Path("my-resnet34.pth")) is None
+    assert pretrained._promised_hash(Path("resnet34-20260131.pth")) is None  # a date
