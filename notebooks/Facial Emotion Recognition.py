@@ -838,15 +838,14 @@ display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no 
 # %% [markdown]
 # ## Single-image prediction
 #
-# One picture in, one answer out, through exactly the pixels that training saw. Below: a random test
-# face, and, where the parameters name one, a photo of your own and one from Google Drive.
+# One picture in, one answer out, through exactly the pixels that training saw: the saved file knows
+# them, and what it learned from. Below: a random test face, and, where the parameters name one, a
+# photo of your own and one from Google Drive.
 
 # %%
 position = int(chance.integers(len(test)))
-answer = predict_single_image(
-    test.images([position])[0], model, transform=pre, class_names=class_names, crop="none",
-    temperature=temperature,
-)  # fmt: skip
+saved = run.path("model.safetensors")
+answer = predict_single_image(test.images([position])[0], saved, crop="none")
 print(f"truth {names[test.labels[position]]}, answer {answer.label} ({answer.confidence:.1f} %)")
 
 # %%
@@ -854,10 +853,7 @@ PHOTOS = [PHOTO] if PHOTO else []
 if GDOWN_ID:
     PHOTOS.append(download_example(GDOWN_ID, run.folder))
 for photo in PHOTOS:
-    answer = predict_single_image(
-        photo, model, transform=pre, class_names=class_names, temperature=temperature,
-        min_confidence=config.min_confidence,
-    )  # fmt: skip
+    answer = predict_single_image(photo, saved)
     print(Path(photo).name, answer.label, f"{answer.confidence:.1f} %", answer.note)
 if not PHOTOS:
     print("Set PHOTO to a path or an address, or GDOWN_ID, to see the answer for a photo.")
@@ -871,8 +867,8 @@ if not PHOTOS:
 # %% tags=["nbval-ignore-output"]
 runs.write_metrics(run, metrics)
 runs.write_timing(run, {**timing, "total": time.monotonic() - started})
-model_card(run)
 if not stopped:
     run.finish()
+model_card(run)
 print(f"Saved in {run.folder}:")
 print("\n".join(f"  {path.name}" for path in sorted(run.folder.iterdir())))

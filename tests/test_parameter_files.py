@@ -109,6 +109,8 @@ def check_run(file, run, cache):
     for phase in ("affectnet", "fer2013"):
         assert load_model(folder / phase).preprocess.size == TINY["IMAGE_SIZE"]
     assert list((folder / "figures").glob("*.png"))
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "not marked as finished" not in card
     return folder
 
 
