@@ -450,7 +450,22 @@ if affectnet and phase1.history:
     show(curves("affectnet", phase1.history, phase1.best_epoch), "affectnet-history")
 
 # %% [markdown]
-# Phase 1 is scored once, on images that nothing was chosen on.
+# Phase 1 is scored once, on images that nothing was chosen on. Every answer is kept, so that two
+# runs can be compared picture by picture.
+
+
+# %%
+def keep_predictions(scores, temperature):
+    """Write the probabilities of one view of every scored set into the run folder."""
+    for score in scores:
+        test = score.test
+        path = runs.write_predictions(
+            run, files=test.files, labels=test.labels, class_names=test.class_names,
+            probabilities=evaluation.softmax(score.logits, temperature), dataset=test.dataset,
+            split=test.split, leak_free=test.leak_free,
+        )  # fmt: skip
+    print(f"{sum(len(score.test) for score in scores):,} predictions in {path.name}.")
+
 
 # %%
 scoring = {
@@ -466,6 +481,7 @@ if affectnet:
         "best_epoch": phase1.best_epoch, "selection_set": describe_selection(affectnet.selection),
         "stopped": phase1.stopped,
     }  # fmt: skip
+    keep_predictions(scores, temperature)
     display(score_table(scores))
 
 # %% [markdown]
@@ -577,14 +593,8 @@ save_model(
     run.path("model.safetensors"), model, class_names, pre, temperature=temperature,
     extra={**extra, "min_confidence": config.min_confidence, "balanced_shift": balanced_shift},
 )  # fmt: skip
-for score in scores:
-    path = runs.write_predictions(
-        run, files=score.test.files, labels=score.test.labels, class_names=class_names,
-        probabilities=evaluation.softmax(score.logits, temperature), dataset=score.test.dataset,
-        split=score.test.split, leak_free=score.test.leak_free,
-    )  # fmt: skip
+keep_predictions(scores, temperature)
 runs.write_metrics(run, metrics)
-print(f"{sum(len(score.test) for score in scores):,} predictions in {path.name}.")
 
 # %% [markdown]
 # ## Explore

@@ -103,7 +103,8 @@ def check_run(file, run, cache):
     assert sum(entry["headline"] for entry in metrics["results"]) == 2
     history = pd.read_csv(folder / "history.csv")
     assert history["phase"].tolist() == ["affectnet", "fer2013"]
-    assert len(pd.read_csv(folder / "predictions.csv"))
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert set(predictions["dataset"]) == {"AffectNet", "FER2013"}
     loaded = load_model(folder)
     assert len(loaded.class_names) == 7 and loaded.extra["origin"] == "drawn"
     for phase in ("affectnet", "fer2013"):
