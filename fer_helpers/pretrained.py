@@ -135,7 +135,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights ({type(error).__name__}); give a .pth file that "
             "holds tensors only, or a .safetensors file."
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise WeightsError(
             f"{path} holds something other than named tensors; save the net's state_dict() instead."
         )

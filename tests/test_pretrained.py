@@ -171,6 +171,7 @@ class Evil:
         (constant_state("resnet18"), "does not fit this resnet34"),
         ({"model": Evil()}, "cannot be read"),
         ([1, 2], "something other than named tensors"),
+        ({0: torch.zeros(1)}, "something other than named tensors"),
     ],
 )
 def test_foreign_files_are_refused_in_one_sentence(tmp_path, capsys, content, words):
