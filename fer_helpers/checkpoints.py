@@ -163,7 +163,16 @@ def load_model(
         architecture = {**about["architecture"], "pretrained": "none"}  # a file fetches nothing
         preprocess = Preprocess.from_dict(about["preprocess"])
         temperature, extra = float(about["temperature"]), dict(about["extra"])
-        if len(set(names)) != len(names) or len(names) != architecture["num_classes"]:
+        if not 0 < temperature < float("inf"):  # a negative one would turn the answers around
+            raise ValueError(f"temperature is {temperature}, not above 0")
+        if isinstance(about["class_names"], str) or not all(isinstance(n, str) for n in names):
+            raise ValueError("class_names is no list of names")
+        if len(set(names)) != len(names):
+            raise CheckpointError(
+                f"{path} names a class twice ({', '.join(map(str, names))}): the file was put "
+                "together wrongly, save it again."
+            )
+        if len(names) != architecture["num_classes"]:
             raise CheckpointError(
                 f"{path} names {len(names)} classes but its network answers for "
                 f"{architecture['num_classes']}: the file was put together wrongly, save it again."

@@ -128,9 +128,10 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[list[RunRecord], list[str]
 
     Returns:
         The runs, their names made different from each other, and one sentence per skipped folder.
+        A folder that is named twice is read once.
     """
     records, skipped = [], []
-    for folder in folders:
+    for folder in {Path(folder).resolve(): folder for folder in folders}.values():
         try:
             records.append(read_run(folder))
         except RunError as error:
@@ -234,10 +235,15 @@ def mcnemar_pairs(records: Sequence[RunRecord], dataset: str, split: str) -> pd.
 
     Columns: `run_a, run_b, n, only_a, only_b` (pictures that only one of them got right),
     `difference` (accuracy a - b, 0..1), `p_value` (McNemar, exact), `p_holm` (corrected for the
-    number of pairs; Holm 1979), `note` (why there is no test, or on which pictures it is).
+    number of pairs; Holm 1979), `note` (why there is no test, or on which pictures it is). Runs on
+    files of another content hash are not tested: equal names need not be equal pictures.
     """
-    parts = {}
+    parts, content = {}, {}
     for record in records:
+        stamps = [result["stamp"] for result in record.metrics["results"]]
+        content[record.name] = {
+            s["content_hash"] for s in stamps if (s["dataset"], s["split"]) == (dataset, split)
+        }
         table = record.predictions
         if len(table):
             table = table[(table["dataset"] == dataset) & (table["split"] == split)]
@@ -248,6 +254,9 @@ def mcnemar_pairs(records: Sequence[RunRecord], dataset: str, split: str) -> pd.
         lines.append(line)
         if not all(len(parts.get(name, ())) for name in (a, b)):
             line["note"] = "one of them has no predictions of this split"
+            continue
+        if content[a] != content[b]:
+            line["note"] = "the content hashes differ: not the same files"
             continue
         if parts[a]["file"].duplicated().any() or parts[b]["file"].duplicated().any():
             line["note"] = "file names are not unique, so pictures cannot be matched"

@@ -204,11 +204,17 @@ def embedding_map(
             "are needed."
         )
     shown = np.sort(np.random.default_rng(seed).permutation(len(features))[:limit])
-    tsne = TSNE(perplexity=min(perplexity, (len(shown) - 1) / 3), init="pca", random_state=seed)
+    features = features[shown]
+    # A dead network's features are all alike and have no principal component, those of a diverged
+    # one overflow when squared. From the NaN of either, scikit-learn would crash the interpreter.
+    start = "pca" if features.shape[1] > 1 and np.ptp(features, axis=0).any() else "random"
+    features = features / max(1, np.abs(features).max() / 1e6)
+    perplexity = min(perplexity, (len(shown) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init=start, random_state=seed)
     # Threads add up in another order, so the map would depend on how many a machine has. And where
     # others compute too they wait for each other most of the time.
     with threadpool_limits(1):
-        return tsne.fit_transform(features[shown]), shown
+        return tsne.fit_transform(features), shown
 
 
 # %% [markdown]

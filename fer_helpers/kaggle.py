@@ -170,7 +170,7 @@ def kernel_metadata(template: Path, user: str) -> dict:
     Raises:
         KaggleError: `user` cannot be a Kaggle user name.
     """
-    if not user or not all(letter.isalnum() or letter in "-_" for letter in user):
+    if not user or not all(c.isascii() and (c.isalnum() or c in "-_") for c in user):
         raise KaggleError(
             f"{user!r} is no Kaggle user name: give the name in your profile's address."
         )

@@ -259,7 +259,10 @@ def plot_residuals(
         p_values = np.array(part["p_adjusted"], dtype=np.float64)
         check_rows("residuals", values, class_names)
         stars = np.where(np.nan_to_num(p_values, nan=1.0) < 0.05, "*", "")
-        texts = np.vectorize(lambda value, star: f"{value:+.1f}{star}")(values, stars)
+        # From 100 on without a decimal, which would not fit into the cell.
+        decimals = np.where(np.abs(np.nan_to_num(values)) < 99.95, 1, 0)
+        write = np.vectorize(lambda value, digits, star: f"{value:+.{digits}f}{star}")
+        texts = write(values, decimals, stars)
         draw_matrix(ax, values, class_names, texts=texts, cmap="PuOr_r", low=-12, high=12)
         ax.set_title(name)
     axes[0, 1].set_ylabel("")
@@ -313,7 +316,9 @@ def plot_mcnemar(
     p_values = np.asarray(p_values, dtype=np.float64)
     check_rows("p_values", p_values, names)
     size = 0.62 * len(names) + 2.2
-    figure, axes = new_figure(size, title, note, width=max(size + 1.2, 5))
+    # Two runs make a small matrix, whose title is wider than itself.
+    width = max(size + 1.2, 0.12 * len(title) + 0.2, 5)
+    figure, axes = new_figure(size, title, note, width=width)
     known = np.nan_to_num(p_values, nan=1.0)
     texts = np.where(known < 0.001, "<.001", np.char.mod("%.3f", known))
     draw_matrix(

@@ -106,8 +106,11 @@ def _attached(backbone: str) -> Path | None:
 
 
 def _promised_hash(path: Path) -> str | None:
-    """The first digits of the SHA-256 in torchvision's file names, b627a593 in the one above."""
-    found = re.search(r"-([0-9a-f]{8,})$", path.stem)
+    """The first digits of the SHA-256 in torchvision's file names, b627a593 in the one above.
+
+    A date is none: `mine-20260131.pth` promises nothing.
+    """
+    found = re.search(r"-(?!20\d{6}$)([0-9a-f]{8,})$", path.stem)
     return found[1] if found else None
 
 
@@ -132,7 +135,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights ({type(error).__name__}); give a .pth file that "
             "holds tensors only, or a .safetensors file."
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise WeightsError(
             f"{path} holds something other than named tensors; save the net's state_dict() instead."
         )

@@ -659,7 +659,8 @@ def write_predictions(
     Raises:
         RunError: Lengths disagree, or rows are no probabilities (logits, NaN).
     """
-    probabilities = np.asarray(probabilities, dtype=np.float32)
+    exact = np.asarray(probabilities)
+    probabilities = exact.astype(np.float32)
     labels = np.asarray(labels)
     shape = (len(files), len(class_names))
     if probabilities.shape != shape or labels.shape != shape[:1]:
@@ -672,6 +673,8 @@ def write_predictions(
         raise RunError(
             f"{split}: the rows are no probabilities; pass logits through evaluation.softmax."
         )
+    # Not of the rounded ones: to float32 two near chances may be the same.
+    answers = exact.argmax(axis=1)
     known = np.asarray([""] * len(files) if leak_free is None else leak_free)
     lines = [
         {
@@ -679,12 +682,14 @@ def write_predictions(
             "split": split,
             "file": file,
             "truth": class_names[label],
-            "prediction": class_names[row.argmax()],
+            "prediction": class_names[answer],
             "leak_free": free,
             "origin": run.origin,
             **{f"p_{name}": value for name, value in zip(class_names, row, strict=True)},
         }
-        for file, label, row, free in zip(files, labels, probabilities, known, strict=True)
+        for file, label, answer, row, free in zip(
+            files, labels, answers, probabilities, known, strict=True
+        )
     ]
     return _replace_rows(run.folder / "predictions.csv", lines, ("dataset", "split"))
 

@@ -450,7 +450,22 @@ if affectnet and phase1.history:
     show(curves("affectnet", phase1.history, phase1.best_epoch), "affectnet-history")
 
 # %% [markdown]
-# Phase 1 is scored once, on images that nothing was chosen on.
+# Phase 1 is scored once, on images that nothing was chosen on. Every answer is kept, so that two
+# runs can be compared picture by picture.
+
+
+# %%
+def keep_predictions(scores, temperature):
+    """Write the probabilities of one view of every scored set into the run folder."""
+    for score in scores:
+        test = score.test
+        path = runs.write_predictions(
+            run, files=test.files, labels=test.labels, class_names=test.class_names,
+            probabilities=evaluation.softmax(score.logits, temperature), dataset=test.dataset,
+            split=test.split, leak_free=test.leak_free,
+        )  # fmt: skip
+    print(f"{sum(len(score.test) for score in scores):,} predictions in {path.name}.")
+
 
 # %%
 scoring = {
@@ -466,6 +481,7 @@ if affectnet:
         "best_epoch": phase1.best_epoch, "selection_set": describe_selection(affectnet.selection),
         "stopped": phase1.stopped,
     }  # fmt: skip
+    keep_predictions(scores, temperature)
     display(score_table(scores))
 
 # %% [markdown]
@@ -577,14 +593,8 @@ save_model(
     run.path("model.safetensors"), model, class_names, pre, temperature=temperature,
     extra={**extra, "min_confidence": config.min_confidence, "balanced_shift": balanced_shift},
 )  # fmt: skip
-for score in scores:
-    path = runs.write_predictions(
-        run, files=score.test.files, labels=score.test.labels, class_names=class_names,
-        probabilities=evaluation.softmax(score.logits, temperature), dataset=score.test.dataset,
-        split=score.test.split, leak_free=score.test.leak_free,
-    )  # fmt: skip
+keep_predictions(scores, temperature)
 runs.write_metrics(run, metrics)
-print(f"{sum(len(score.test) for score in scores):,} predictions in {path.name}.")
 
 # %% [markdown]
 # ## Explore
@@ -838,15 +848,14 @@ display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no 
 # %% [markdown]
 # ## Single-image prediction
 #
-# One picture in, one answer out, through exactly the pixels that training saw. Below: a random test
-# face, and, where the parameters name one, a photo of your own and one from Google Drive.
+# One picture in, one answer out, through exactly the pixels that training saw: the saved file knows
+# them, and what it learned from. Below: a random test face, and, where the parameters name one, a
+# photo of your own and one from Google Drive.
 
 # %%
 position = int(chance.integers(len(test)))
-answer = predict_single_image(
-    test.images([position])[0], model, transform=pre, class_names=class_names, crop="none",
-    temperature=temperature,
-)  # fmt: skip
+saved = run.path("model.safetensors")
+answer = predict_single_image(test.images([position])[0], saved, crop="none")
 print(f"truth {names[test.labels[position]]}, answer {answer.label} ({answer.confidence:.1f} %)")
 
 # %%
@@ -854,10 +863,7 @@ PHOTOS = [PHOTO] if PHOTO else []
 if GDOWN_ID:
     PHOTOS.append(download_example(GDOWN_ID, run.folder))
 for photo in PHOTOS:
-    answer = predict_single_image(
-        photo, model, transform=pre, class_names=class_names, temperature=temperature,
-        min_confidence=config.min_confidence,
-    )  # fmt: skip
+    answer = predict_single_image(photo, saved)
     print(Path(photo).name, answer.label, f"{answer.confidence:.1f} %", answer.note)
 if not PHOTOS:
     print("Set PHOTO to a path or an address, or GDOWN_ID, to see the answer for a photo.")
@@ -871,8 +877,8 @@ if not PHOTOS:
 # %% tags=["nbval-ignore-output"]
 runs.write_metrics(run, metrics)
 runs.write_timing(run, {**timing, "total": time.monotonic() - started})
-model_card(run)
 if not stopped:
     run.finish()
+model_card(run)
 print(f"Saved in {run.folder}:")
 print("\n".join(f"  {path.name}" for path in sorted(run.folder.iterdir())))

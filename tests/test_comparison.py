@@ -127,6 +127,15 @@ def test_runs_on_other_pictures_are_not_tested_silently(tmp_path, files, labels,
     assert comparison.mcnemar_pairs(records, "made-up", "nowhere").loc[0, "note"].startswith("one")
 
 
+def test_equal_file_names_are_not_taken_for_equal_pictures(tmp_path):
+    runs = [write_made_up_run(tmp_path, name).folder for name in ("first", "second")]
+    path = runs[1] / "metrics.json"
+    path.write_text(path.read_text().replace('"content_hash": "made-up"', '"content_hash": "new"'))
+    pairs = comparison.mcnemar_pairs(read_runs(runs)[0], "made-up", "PrivateTest")
+    assert "content hashes differ" in pairs.loc[0, "note"]
+    assert np.isnan(pairs.loc[0, "p_value"])
+
+
 def test_broken_folders_are_skipped_with_a_sentence(tmp_path):
     whole = write_made_up_run(tmp_path, "whole")
     (tmp_path / "empty").mkdir()
@@ -168,6 +177,12 @@ def test_equal_names_are_told_apart(tmp_path):
     folders = [write_made_up_run(tmp_path / place, "a").folder for place in ("x", "y")]
     records, _ = read_runs(folders)
     assert [record.name for record in records] == ["x/a", "y/a"]
+
+
+def test_a_folder_named_twice_is_one_run(tmp_path):
+    folder = write_made_up_run(tmp_path, "a").folder
+    records, _ = read_runs([folder, str(folder), folder / ".." / "a"])
+    assert [record.name for record in records] == ["a"]
 
 
 def test_figures_say_drawn_and_take_any_name(tmp_path, records):

@@ -116,6 +116,15 @@ def test_embedding_map_is_the_same_with_any_number_of_threads():
     np.testing.assert_array_equal(*maps)
 
 
+@pytest.mark.parametrize("size", [0, 1, 1e30])
+@pytest.mark.parametrize("width", [1, 8])
+def test_embedding_map_of_a_dead_or_diverged_network(size, width):
+    features = size * np.random.default_rng(0).normal(size=(12, width))
+    points, shown = embedding_map(features)
+    assert points.shape == (12, 2) and points.dtype == np.float32
+    assert np.isfinite(points).all() and len(shown) == 12
+
+
 def test_vote_agreement_by_hand():
     votes = np.array([[1, 9, 0], [6, 4, 0], [5, 5, 0], [0, 0, 10], [0, 0, 0]])
     predicted = PROBABILITIES.argmax(axis=1)

@@ -171,8 +171,9 @@ def test_without_a_user_the_placeholder_stays_and_is_said(project, monkeypatch, 
 
 
 def test_what_is_missing_is_said_in_one_sentence(project):
-    with pytest.raises(KaggleError, match="no Kaggle user name"):
-        stage_project(project, user="a/b")
+    for user in ("a/b", "jörg", "me\n"):
+        with pytest.raises(KaggleError, match="no Kaggle user name"):
+            stage_project(project, user=user)
     (project / "params" / "kaggle.yaml").write_text("SEEED: 7\n")
     with pytest.raises(ConfigError, match="SEED"):
         stage_project(project)

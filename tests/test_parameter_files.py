@@ -103,12 +103,15 @@ def check_run(file, run, cache):
     assert sum(entry["headline"] for entry in metrics["results"]) == 2
     history = pd.read_csv(folder / "history.csv")
     assert history["phase"].tolist() == ["affectnet", "fer2013"]
-    assert len(pd.read_csv(folder / "predictions.csv"))
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert set(predictions["dataset"]) == {"AffectNet", "FER2013"}
     loaded = load_model(folder)
     assert len(loaded.class_names) == 7 and loaded.extra["origin"] == "drawn"
     for phase in ("affectnet", "fer2013"):
         assert load_model(folder / phase).preprocess.size == TINY["IMAGE_SIZE"]
     assert list((folder / "figures").glob("*.png"))
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "not marked as finished" not in card
     return folder
 
 

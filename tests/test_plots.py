@@ -127,7 +127,12 @@ def draws(names):
         "embedding": lambda: plots.plot_embedding(points, labels, names, **note),
         "residuals": lambda: plots.plot_residuals(chi_square(CONFUSION, names), names, **note),
         "robustness": lambda: plots.plot_robustness({names[1]: np.linspace(0.7, 0.2, 6)}, **note),
-        "mcnemar": lambda: plots.plot_mcnemar([[np.nan, 0.01], [0.01, np.nan]], names[:2], **note),
+        "mcnemar": lambda: plots.plot_mcnemar(
+            [[np.nan, 0.01], [0.01, np.nan]],
+            names[:2],
+            title="FER2013 Public + Private: McNemar, p-values after Holm",
+            **note,
+        ),
         "attention": lambda: plots.plot_attention(
             faces(3),
             {
@@ -264,6 +269,23 @@ def test_absent_and_never_predicted_classes_are_drawn_without_warnings():
     plots.plot_residuals(chi_square(confusion, NAMES), NAMES)
     plots.plot_residuals(chi_square(np.zeros((7, 7)), NAMES), NAMES)
     plots.plot_reliability(reliability(np.eye(7), np.arange(7)))
+
+
+def test_a_narrow_range_of_percent_has_no_label_twice():
+    curve = risk_coverage(np.array([[0.9, 0.1]]), np.array([0]))
+    ax = plots.plot_risk_coverage(curve).axes[0]
+    risks = [t.get_text() for t in ax.get_yticklabels()]
+    assert len(risks) == len(set(risks)) and {"0 %", "1 %", "2 %"} <= set(risks)
+    assert "40 %" in [t.get_text() for t in ax.get_xticklabels()]
+
+
+def test_large_residuals_fit_into_their_cells():
+    figure = plots.plot_residuals(
+        chi_square(100 * np.diag(np.full(8, 999)), "ABCDEFGH"), "ABCDEFGH"
+    )
+    said = texts(figure)
+    assert "+894*" in said and "-128*" in said
+    assert "+46.3*" in texts(plots.plot_residuals(chi_square(CONFUSION, NAMES), NAMES))
 
 
 @pytest.mark.filterwarnings("error")

@@ -171,6 +171,7 @@ class Evil:
         (constant_state("resnet18"), "does not fit this resnet34"),
         ({"model": Evil()}, "cannot be read"),
         ([1, 2], "something other than named tensors"),
+        ({0: torch.zeros(1)}, "something other than named tensors"),
     ],
 )
 def test_foreign_files_are_refused_in_one_sentence(tmp_path, capsys, content, words):
@@ -194,3 +195,4 @@ def test_renamed_files_are_not_promised_a_hash(tmp_path):
     assert pretrained._promised_hash(Path("resnet34-b627a593.pth")) == "b627a593"
     assert pretrained._promised_hash(Path("efficientnet_b0_rwightman-7f5810bc.pth")) == "7f5810bc"
     assert pretrained._promised_hash(Path("my-resnet34.pth")) is None
+    assert pretrained._promised_hash(Path("resnet34-20260131.pth")) is None  # a date

@@ -384,6 +384,15 @@ def test_predictions_are_written_by_split(run):
         runs.write_predictions(run, **(common | {"files": ["a"]}), split="x")
 
 
+def test_the_answer_is_the_one_before_rounding(run):
+    near = np.array([[0.5 - 1e-10, 0.5 + 1e-10, 0.0]])  # equal as float32
+    path = runs.write_predictions(
+        run, files=["a.png"], labels=np.array([1]), probabilities=near, class_names=CLASSES,
+        dataset="FER2013", split="test",
+    )  # fmt: skip
+    assert path.read_text().splitlines()[1].startswith("FER2013,test,a.png,Happy,Happy,")
+
+
 def test_figures_are_the_same_bytes_and_say_drawn(tmp_path):
     written = []
     for folder in ("x", "y"):
