@@ -230,6 +230,8 @@ def main(arguments: list[str] | None = None) -> int:
         target = stage(chosen.out, parameters=chosen.parameters, user=chosen.user)
     except (KaggleError, ValueError) as error:  # ConfigError is a ValueError
         parser.exit(1, f"{error}\n")
+    except OSError as error:
+        parser.exit(1, f"--out {chosen.out} cannot be written ({error.strerror}): give a folder.\n")
     print(f"{target}: {target.stat().st_size / 1000:.0f} kB. Import it on Kaggle, or push it:")
     print(f"kaggle kernels push -p {chosen.out}")
     metadata = json.loads((target.parent / "kernel-metadata.json").read_text(encoding="utf-8"))

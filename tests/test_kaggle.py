@@ -168,6 +168,10 @@ def test_without_a_user_the_placeholder_stays_and_is_said(project, monkeypatch, 
     assert "--user NAME" in printed
     assert kaggle.main(["--out", out, "--parameters", parameters, "--user", "me"]) == 0
     assert "--user NAME" not in capsys.readouterr().out
+    (project / "file").write_text("")
+    with pytest.raises(SystemExit):
+        kaggle.main(["--out", str(project / "file"), "--parameters", parameters])
+    assert "give a folder" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said_in_one_sentence(project):
