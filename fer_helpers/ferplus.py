@@ -88,8 +88,8 @@ def match_ferplus(
 def _read_votes(path: str | Path, usages: np.ndarray) -> pd.DataFrame:
     try:
         votes = pd.read_csv(path, keep_default_na=False)
-    except OSError as error:
-        raise DataError(f"FER+ votes {path} cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        raise DataError(f"FER+ votes {path} cannot be read ({error})") from error
     missing = [name for name in ("Usage", "Image name", *VOTES) if name not in votes]
     if missing:
         raise DataError(
@@ -149,8 +149,8 @@ def read_ferplus_votes(path: str | Path, faces: FaceSet) -> np.ndarray:
     """
     try:
         table = pd.read_csv(path, keep_default_na=False)
-    except OSError as error:
-        raise DataError(f"FERPLUS_VOTES {path} cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"FERPLUS_VOTES {path} cannot be read ({error})") from error
     missing = [name for name in ("file", *VOTES) if name not in table]
     if missing:
         raise DataError(

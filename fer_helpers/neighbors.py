@@ -136,7 +136,7 @@ def _list_folders(found: Recognized, order: list[str]) -> dict[str, Listing]:
     if folders["train"] is None:
         folders = {"train": found.root, "val": None, "test": None}
     expected = EMOTIONS if found.layout == "affectnet" else None
-    if expected is None and all(name.isdigit() for name in subfolders(folders["train"])):
+    if expected is None and any(name.isdigit() for name in subfolders(folders["train"])):
         return _list_numbered(found, folders, order)
     listings = {
         role: list_class_folders(folder, role, "the dataset folder", expected)
@@ -148,7 +148,7 @@ def _list_folders(found: Recognized, order: list[str]) -> dict[str, Listing]:
 
 
 def _list_numbered(found: Recognized, folders: dict, order: list[str]) -> dict[str, Listing]:
-    numbers = sorted(subfolders(folders["train"]), key=int)
+    numbers = sorted(subfolders(folders["train"]), key=_as_number)
     if not order and found.dataset == "RAF-DB":
         order = list(RAF_ORDER)
     meaning = _meaning(numbers, order, folders["train"])
@@ -292,9 +292,14 @@ def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
             f"{table} has the columns {', '.join(head)}: it needs one named path (or pth, image, "
             "file) and one named label (or emotion)"
         ) from None
-    labels = {_plain(row[path_column]): row[label_column] for row in rows if len(row) == len(head)}
+    labels = {
+        # Tables that went through pandas may have 3.0 for 3.
+        _plain(row[path_column]): re.sub(r"(?<=\d)\.0+$", "", row[label_column])
+        for row in rows
+        if len(row) == len(head)
+    }
     values = sorted(set(labels.values()), key=_as_number)
-    if all(value.isdigit() for value in values):
+    if any(re.fullmatch(r"-?\d+(\.\d+)?", value) for value in values):
         meaning = _meaning(values, order, table)
     else:
         meaning = {value: canonical_emotion(value) for value in values}
@@ -316,7 +321,8 @@ def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
                 continue
             known.append(file)
             emotions.append(meaning[label])
-            moved += canonical_emotion(below.split("/")[0]) != meaning[label]
+            folder_says = canonical_emotion(below.split("/")[0])
+            moved += folder_says != meaning[label] and folder_says in meaning.values()
         if moved and role == "train":
             notes.append(f"the label table overrules the folder of {moved} training pictures")
         listings[role] = _named(role, folder, known, emotions, notes)

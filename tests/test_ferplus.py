@@ -100,6 +100,11 @@ def test_tables_that_do_not_fit_are_refused(published, tmp_path):
         match_ferplus(root, tmp_path / "narrow.csv", splits.train, cache_dir=root / "cache")
     with pytest.raises(DataError, match="cannot be read"):
         read_ferplus_votes(tmp_path / "nowhere.csv", splits.train)
+    (tmp_path / "book.xlsx").write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(DataError, match=r"book\.xlsx cannot be read"):
+        read_ferplus_votes(tmp_path / "book.xlsx", splits.train)
+    with pytest.raises(DataError, match=r"book\.xlsx cannot be read"):
+        match_ferplus(root, tmp_path / "book.xlsx", splits.train, cache_dir=root / "cache")
     other = pd.DataFrame([["train/sad/x.jpg", *range(10)]], columns=["file", *VOTES])
     other.to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(DataError, match="votes for none of the 70 faces"):
