@@ -245,9 +245,9 @@ def _list_raf(found: Recognized, order: list[str]) -> dict[str, Listing]:
     """RAF-DB: `train_00001_aligned.jpg` and lists of `train_00001.jpg` with 1..7."""
     numbers = {}
     for table in _raf_tables(found.root):
-        for name, number, *_ in _read_rows(table, "," if table.suffix == ".csv" else " "):
-            if _RAF_NAME.match(name):
-                numbers[name.replace("_aligned", "").rsplit(".", 1)[0]] = number
+        for row in _read_rows(table, "," if table.suffix == ".csv" else " "):
+            if len(row) > 1 and _RAF_NAME.match(row[0]):
+                numbers[row[0].replace("_aligned", "").rsplit(".", 1)[0]] = row[1]
     meaning = _meaning(sorted(set(numbers.values())), order or list(RAF_ORDER), found.root)
     every, hidden, _ = walk_files(found.root)
     pictures = [file for file in every if _RAF_NAME.match(file[0].rsplit("/", 1)[-1])]
@@ -282,22 +282,25 @@ def _complete(listings: dict[str, Listing], root: Path, unlisted: int, rows: int
 def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
     """Pictures whose label stands in `labels.csv`, whatever folder they are in."""
     table = _label_table(found.root)
-    head, *rows = _read_rows(table)
+    head, *rows = _read_rows(table) or [[]]
     columns = [name.lower() for name in head]
     try:
         path_column = next(i for i, name in enumerate(columns) if name in _PATH_COLUMNS)
         label_column = next(i for i, name in enumerate(columns) if name in _LABEL_COLUMNS)
     except StopIteration:
         raise DataError(
-            f"{table} has the columns {', '.join(head)}: it needs one named path (or pth, image, "
-            "file) and one named label (or emotion)"
+            f"{table} has the columns {', '.join(head) or '(none)'}: it needs one named path (or "
+            "pth, image, file) and one named label (or emotion)"
         ) from None
-    labels = {
+    labels = {}
+    for row in (row for row in rows if len(row) == len(head)):
         # Tables that went through pandas may have 3.0 for 3.
-        _plain(row[path_column]): re.sub(r"(?<=\d)\.0+$", "", row[label_column])
-        for row in rows
-        if len(row) == len(head)
-    }
+        label = re.sub(r"(?<=\d)\.0+$", "", row[label_column])
+        first = labels.setdefault(_plain(row[path_column]), label)
+        if label != first:
+            raise DataError(
+                f"{table} labels {row[path_column]} as {first} and as {label}: keep one of the rows"
+            )
     values = sorted(set(labels.values()), key=_as_number)
     if any(re.fullmatch(r"-?\d+(\.\d+)?", value) for value in values):
         meaning = _meaning(values, order, table)

@@ -196,6 +196,14 @@ def test_raf_db_with_pictures_missing_is_refused(tmp_path):
         load(root, tmp_path / "cache")
 
 
+def test_a_raf_db_list_that_breaks_off_is_refused(tmp_path):
+    root = write_raf(tmp_path / "raf", kaggle=False)
+    table = root / "EmoLabel/list_patition_label.txt"
+    table.write_text(table.read_text()[:-2])  # the last row lost its label
+    with pytest.raises(DataError, match=r"48 labels, 48 pictures .* 1 pictures without"):
+        load(root, tmp_path / "cache")
+
+
 # ---------------------------------------------------------------- CK+
 
 
@@ -271,6 +279,18 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path):
 def test_numbers_in_a_table_are_asked_about(tmp_path):
     root = write_table(tmp_path / "table", numbers=True)
     with pytest.raises(DataError, match="which emotion is each"):
+        load(root, tmp_path / "cache")
+
+
+def test_a_table_that_contradicts_itself_or_is_empty_is_refused(tmp_path):
+    root = write_table(tmp_path / "table")
+    table = root / "labels.csv"
+    whole = table.read_text()
+    table.write_text(whole + "\nangry/image0000000.png,bored,0.5")
+    with pytest.raises(DataError, match=r"0000\.png as disgust and as bored: keep one of the rows"):
+        load(root, tmp_path / "cache")
+    table.write_text("")
+    with pytest.raises(DataError, match=r"has the columns \(none\)"):
         load(root, tmp_path / "cache")
 
 
