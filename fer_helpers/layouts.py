@@ -210,13 +210,23 @@ def walk_files(folder: Path) -> tuple[list[tuple[str, str, int, int]], int, int]
     Returns:
         Sorted `(name below the folder, path, bytes, time in ns)`, the number of hidden or system
         files left out, and the number of folder links that lead back (not followed).
+
+    Raises:
+        DataError: a folder below may not be read, or is gone.
     """
     files, hidden, loops = [], 0, 0
     seen = {os.path.realpath(folder)}
     todo = [(str(folder), "")]
     while todo:
         place, below = todo.pop()
-        for entry in entries(place):
+        try:
+            inside = entries(place)
+        except OSError as error:
+            raise DataError(
+                f"{place} cannot be listed ({error.strerror}): make it readable for you, or unzip "
+                "the dataset again"
+            ) from error
+        for entry in inside:
             if is_hidden(entry.name):
                 hidden += 1
             elif entry.is_dir():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_helpers import data
+from fer_helpers import data, layouts
 from fer_helpers.data import (
     FER_CLASSES,
     DataError,
@@ -383,6 +383,20 @@ def test_hidden_files_are_ignored_and_counted(tmp_path):
     assert len(splits.train) == 70
     assert "train: 4 hidden or system files ignored" in splits.notes
     assert "train: 1 files beside the class folders ignored" in splits.notes
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    save(write_fer(tmp_path) / "train/sad/inner/Training_1.png", picture(7))
+    scan = os.scandir
+
+    def deny(path):
+        if Path(path).name == "inner":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(layouts.os, "scandir", deny)
+    with pytest.raises(DataError, match=r"inner cannot be listed \(Permission denied\): make it"):
+        fer(tmp_path)
 
 
 def test_names_with_spaces_and_accents(tmp_path):
