@@ -145,7 +145,8 @@ def read_ferplus_votes(path: str | Path, faces: FaceSet) -> np.ndarray:
         int64 (N, 10), columns as in `VOTES`; a row of zeros where FER+ has no votes.
 
     Raises:
-        DataError: the table lacks a column, names a file twice, or knows none of the faces.
+        DataError: the table lacks a column, names a file twice, holds anything but counts, or knows
+            none of the faces.
     """
     try:
         table = pd.read_csv(path, keep_default_na=False)
@@ -161,7 +162,16 @@ def read_ferplus_votes(path: str | Path, faces: FaceSet) -> np.ndarray:
     if keys.duplicated().any():
         twice = keys[keys.duplicated()].iloc[0]
         raise DataError(f"FERPLUS_VOTES {path} names {twice} twice: give each file one row")
-    votes = table[list(VOTES)].apply(pd.to_numeric, errors="coerce").fillna(0).astype(np.int64)
+    cells = table[list(VOTES)]
+    votes = cells.apply(pd.to_numeric, errors="coerce")
+    wrong = (votes.isna() & (cells != "")) | (votes < 0) | (votes % 1 > 0)
+    if wrong.any(axis=None):
+        row, column = np.argwhere(wrong.to_numpy())[0]
+        raise DataError(
+            f"FERPLUS_VOTES {path} gives {keys.iloc[row]} {cells.iat[row, column]} votes for "
+            f"{VOTES[column]}: give how many people voted for what, as whole numbers"
+        )
+    votes = votes.fillna(0).astype(np.int64)
     votes.index = keys
     wanted = _keys(pd.Series(faces.files))
     if not wanted.isin(votes.index).any():

@@ -114,6 +114,20 @@ def test_tables_that_do_not_fit_are_refused(published, tmp_path):
         read_ferplus_votes(tmp_path / "twice.csv", splits.train)
 
 
+@pytest.mark.parametrize("vote", [0.8, -1, "many"])
+def test_votes_that_are_no_counts_are_refused(published, tmp_path, vote):
+    _, splits, _ = published
+    rows = [[file, *[0] * 10] for file in splits.train.files]
+    table = pd.DataFrame(rows, columns=["file", *VOTES]).astype(object)
+    table.loc[3, "sadness"] = vote
+    table.to_csv(tmp_path / "votes.csv", index=False)
+    with pytest.raises(DataError, match=rf"gives \w+/\S+ {vote} votes for sadness"):
+        read_ferplus_votes(tmp_path / "votes.csv", splits.train)
+    table.loc[3, "sadness"] = None  # an empty cell is no vote
+    table.to_csv(tmp_path / "votes.csv", index=False)
+    assert not read_ferplus_votes(tmp_path / "votes.csv", splits.train).any()
+
+
 def test_shares_are_of_the_emotions_alone():
     votes = np.zeros((3, 10), np.int64)
     votes[0, [0, 3, 8, 9]] = 6, 2, 1, 1  # six neutral, two sad, one unknown, one not a face
