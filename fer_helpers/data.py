@@ -36,6 +36,7 @@ from fer_helpers.layouts import (
     AFFECTNET_CLASSES,
     EMOTIONS,
     FER_CLASSES,
+    SPLIT_FOLDERS,
     DataError,
     Listing,
     canonical_emotion,
@@ -361,16 +362,18 @@ def load_fer2013(
         "FER2013", size, grey, cache_dir, selection_size, max_images, max_bad_share, progress
     )
     owner = "msambare/fer2013"
-    places = {
-        "train": (
-            "FER_TRAIN_DIR",
-            find_dataset(train_dir, "FER_TRAIN_DIR", holds_class_folders, owner),
-        ),
-        "test": (
-            "FER_TEST_DIR",
-            find_dataset(test_dir, "FER_TEST_DIR", holds_class_folders, owner),
-        ),
-    }
+    places = {}
+    for role, parameter, folder in (
+        ("train", "FER_TRAIN_DIR", train_dir),
+        ("test", "FER_TEST_DIR", test_dir),
+    ):
+        others = [name for r, names in SPLIT_FOLDERS.items() if r != role for name in names]
+
+        def accepts(folder: Path, others=others) -> bool:
+            # Given the folder above both, neither may be taken for the other.
+            return holds_class_folders(folder) and folder.name.lower() not in others
+
+        places[role] = parameter, find_dataset(folder, parameter, accepts, owner)
     if places["train"][1].resolve() == places["test"][1].resolve():
         raise DataError(
             f"FER_TRAIN_DIR and FER_TEST_DIR are the same folder {places['train'][1]}: give two"

@@ -51,10 +51,17 @@ def read_rows(path: Path) -> Iterator[FerRow]:
         Rows in order, also those with a `problem`.
 
     Raises:
-        DataError: the header lacks `emotion`, `pixels` or `Usage`.
+        DataError: the header lacks `emotion`, `pixels` or `Usage`, or the file is no CSV text.
     """
+    try:
+        yield from _read_rows(path)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no readable CSV file ({error}): download it again") from error
+
+
+def _read_rows(path: Path) -> Iterator[FerRow]:
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
+        rows = (row for row in csv.reader(file) if row)  # an empty line is no row
         head = [name.strip().lower() for name in next(rows, [])]
         if "usage" not in head and {"emotion", "pixels"} <= set(head):
             raise DataError(

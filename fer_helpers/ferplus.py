@@ -88,8 +88,8 @@ def match_ferplus(
 def _read_votes(path: str | Path, usages: np.ndarray) -> pd.DataFrame:
     try:
         votes = pd.read_csv(path, keep_default_na=False)
-    except OSError as error:
-        raise DataError(f"FER+ votes {path} cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        raise DataError(f"FER+ votes {path} cannot be read ({error})") from error
     missing = [name for name in ("Usage", "Image name", *VOTES) if name not in votes]
     if missing:
         raise DataError(
@@ -145,12 +145,13 @@ def read_ferplus_votes(path: str | Path, faces: FaceSet) -> np.ndarray:
         int64 (N, 10), columns as in `VOTES`; a row of zeros where FER+ has no votes.
 
     Raises:
-        DataError: the table lacks a column, names a file twice, or knows none of the faces.
+        DataError: the table lacks a column, names a file twice, holds anything but counts, or knows
+            none of the faces.
     """
     try:
         table = pd.read_csv(path, keep_default_na=False)
-    except OSError as error:
-        raise DataError(f"FERPLUS_VOTES {path} cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"FERPLUS_VOTES {path} cannot be read ({error})") from error
     missing = [name for name in ("file", *VOTES) if name not in table]
     if missing:
         raise DataError(
@@ -161,7 +162,16 @@ def read_ferplus_votes(path: str | Path, faces: FaceSet) -> np.ndarray:
     if keys.duplicated().any():
         twice = keys[keys.duplicated()].iloc[0]
         raise DataError(f"FERPLUS_VOTES {path} names {twice} twice: give each file one row")
-    votes = table[list(VOTES)].apply(pd.to_numeric, errors="coerce").fillna(0).astype(np.int64)
+    cells = table[list(VOTES)]
+    votes = cells.apply(pd.to_numeric, errors="coerce")
+    wrong = (votes.isna() & (cells != "")) | (votes < 0) | (votes % 1 > 0)
+    if wrong.any(axis=None):
+        row, column = np.argwhere(wrong.to_numpy())[0]
+        raise DataError(
+            f"FERPLUS_VOTES {path} gives {keys.iloc[row]} {cells.iat[row, column]} votes for "
+            f"{VOTES[column]}: give how many people voted for what, as whole numbers"
+        )
+    votes = votes.fillna(0).astype(np.int64)
     votes.index = keys
     wanted = _keys(pd.Series(faces.files))
     if not wanted.isin(votes.index).any():

@@ -49,6 +49,14 @@ def canonical_emotion(name: str) -> str:
     return _MEANING.get(words, name)
 
 
+def readable(name: str) -> str:
+    r"""A name on disk as text that can be written anywhere, one spelling for each accent.
+
+    Archives from other systems leave names that are no UTF-8: their odd bytes become `\udce9`.
+    """
+    return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder belongs to the system, not to the dataset (`.DS_Store`, ...)."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
@@ -202,13 +210,23 @@ def walk_files(folder: Path) -> tuple[list[tuple[str, str, int, int]], int, int]
     Returns:
         Sorted `(name below the folder, path, bytes, time in ns)`, the number of hidden or system
         files left out, and the number of folder links that lead back (not followed).
+
+    Raises:
+        DataError: a folder below may not be read, or is gone.
     """
     files, hidden, loops = [], 0, 0
     seen = {os.path.realpath(folder)}
     todo = [(str(folder), "")]
     while todo:
         place, below = todo.pop()
-        for entry in entries(place):
+        try:
+            inside = entries(place)
+        except OSError as error:
+            raise DataError(
+                f"{place} cannot be listed ({error.strerror}): make it readable for you, or unzip "
+                "the dataset again"
+            ) from error
+        for entry in inside:
             if is_hidden(entry.name):
                 hidden += 1
             elif entry.is_dir():
@@ -220,8 +238,7 @@ def walk_files(folder: Path) -> tuple[list[tuple[str, str, int, int]], int, int]
                     todo.append((entry.path, f"{below}{entry.name}/"))
             else:
                 size, time = _stamp(entry)
-                name = unicodedata.normalize("NFC", below + entry.name)
-                files.append((name, entry.path, size, time))
+                files.append((readable(below + entry.name), entry.path, size, time))
     return sorted(files), hidden, loops
 
 
@@ -255,7 +272,7 @@ def match_classes(
     Raises:
         DataError: a class is missing, unknown or there twice, or there is only one.
     """
-    names = {name: canonical_emotion(name) for name in sorted(folders)}
+    names = {name: canonical_emotion(readable(name)) for name in sorted(folders)}
     twice = sorted({c for c in names.values() if list(names.values()).count(c) > 1})
     if twice:
         both = [name for name, c in names.items() if c == twice[0]]
@@ -316,7 +333,7 @@ def list_class_folders(
                 f"{role}: the class folder {folder / name} is empty: unzip the dataset again or "
                 "remove the class everywhere"
             )
-        files += [(f"{role}/{unicodedata.normalize('NFC', name)}/{f[0]}", *f[1:]) for f in inside]
+        files += [(f"{role}/{readable(name)}/{f[0]}", *f[1:]) for f in inside]
         labels += [class_names.index(emotion)] * len(inside)
         hidden, loops = hidden + skipped, loops + circles
     beside = [e.name for e in entries(folder) if not e.is_dir() or is_hidden(e.name)]

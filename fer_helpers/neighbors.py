@@ -136,7 +136,7 @@ def _list_folders(found: Recognized, order: list[str]) -> dict[str, Listing]:
     if folders["train"] is None:
         folders = {"train": found.root, "val": None, "test": None}
     expected = EMOTIONS if found.layout == "affectnet" else None
-    if expected is None and all(name.isdigit() for name in subfolders(folders["train"])):
+    if expected is None and any(name.isdigit() for name in subfolders(folders["train"])):
         return _list_numbered(found, folders, order)
     listings = {
         role: list_class_folders(folder, role, "the dataset folder", expected)
@@ -148,7 +148,7 @@ def _list_folders(found: Recognized, order: list[str]) -> dict[str, Listing]:
 
 
 def _list_numbered(found: Recognized, folders: dict, order: list[str]) -> dict[str, Listing]:
-    numbers = sorted(subfolders(folders["train"]), key=int)
+    numbers = sorted(subfolders(folders["train"]), key=_as_number)
     if not order and found.dataset == "RAF-DB":
         order = list(RAF_ORDER)
     meaning = _meaning(numbers, order, folders["train"])
@@ -245,9 +245,9 @@ def _list_raf(found: Recognized, order: list[str]) -> dict[str, Listing]:
     """RAF-DB: `train_00001_aligned.jpg` and lists of `train_00001.jpg` with 1..7."""
     numbers = {}
     for table in _raf_tables(found.root):
-        for name, number, *_ in _read_rows(table, "," if table.suffix == ".csv" else " "):
-            if _RAF_NAME.match(name):
-                numbers[name.replace("_aligned", "").rsplit(".", 1)[0]] = number
+        for row in _read_rows(table, "," if table.suffix == ".csv" else " "):
+            if len(row) > 1 and _RAF_NAME.match(row[0]):
+                numbers[row[0].replace("_aligned", "").rsplit(".", 1)[0]] = row[1]
     meaning = _meaning(sorted(set(numbers.values())), order or list(RAF_ORDER), found.root)
     every, hidden, _ = walk_files(found.root)
     pictures = [file for file in every if _RAF_NAME.match(file[0].rsplit("/", 1)[-1])]
@@ -282,19 +282,27 @@ def _complete(listings: dict[str, Listing], root: Path, unlisted: int, rows: int
 def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
     """Pictures whose label stands in `labels.csv`, whatever folder they are in."""
     table = _label_table(found.root)
-    head, *rows = _read_rows(table)
+    head, *rows = _read_rows(table) or [[]]
     columns = [name.lower() for name in head]
     try:
         path_column = next(i for i, name in enumerate(columns) if name in _PATH_COLUMNS)
         label_column = next(i for i, name in enumerate(columns) if name in _LABEL_COLUMNS)
     except StopIteration:
         raise DataError(
-            f"{table} has the columns {', '.join(head)}: it needs one named path (or pth, image, "
-            "file) and one named label (or emotion)"
+            f"{table} has the columns {', '.join(head) or '(none)'}: it needs one named path (or "
+            "pth, image, file) and one named label (or emotion)"
         ) from None
-    labels = {_plain(row[path_column]): row[label_column] for row in rows if len(row) == len(head)}
+    labels = {}
+    for row in (row for row in rows if len(row) == len(head)):
+        # Tables that went through pandas may have 3.0 for 3.
+        label = re.sub(r"(?<=\d)\.0+$", "", row[label_column])
+        first = labels.setdefault(_plain(row[path_column]), label)
+        if label != first:
+            raise DataError(
+                f"{table} labels {row[path_column]} as {first} and as {label}: keep one of the rows"
+            )
     values = sorted(set(labels.values()), key=_as_number)
-    if all(value.isdigit() for value in values):
+    if any(re.fullmatch(r"-?\d+(\.\d+)?", value) for value in values):
         meaning = _meaning(values, order, table)
     else:
         meaning = {value: canonical_emotion(value) for value in values}
@@ -316,7 +324,8 @@ def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
                 continue
             known.append(file)
             emotions.append(meaning[label])
-            moved += canonical_emotion(below.split("/")[0]) != meaning[label]
+            folder_says = canonical_emotion(below.split("/")[0])
+            moved += folder_says != meaning[label] and folder_says in meaning.values()
         if moved and role == "train":
             notes.append(f"the label table overrules the folder of {moved} training pictures")
         listings[role] = _named(role, folder, known, emotions, notes)

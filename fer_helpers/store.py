@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -273,8 +274,9 @@ class _Builder:
             disable=None if self.progress is None else not self.progress,
         )
         start = 0
-        with bar:
-            for pictures in _in_order(paths, length, self.grey, target):
+        decoded = _in_order(paths, length, self.grey, target)
+        with bar, contextlib.closing(decoded):  # a full disk must not leave processes at work
+            for pictures in decoded:
                 chunk = np.zeros((len(pictures), height, width, channels), np.uint8)
                 for i, picture in enumerate(pictures):
                     self.digests[start + i] = np.frombuffer(picture.digest, np.uint8)
@@ -348,13 +350,22 @@ def _in_order(
     By processes, since opening a small picture holds the GIL for most of its time: two threads were
     slower than one. joblib's do not import the caller's script again, as multiprocessing's would.
     """
-    workers = joblib.cpu_count() if len(paths) >= FILES_WORTH_A_POOL else 1
+    # Not in a process of multiprocessing: a daemon may have none of its own, and any other would
+    # not end before these have been idle for their time.
+    alone = len(paths) < FILES_WORTH_A_POOL or multiprocessing.parent_process() is not None
+    workers = 1 if alone else joblib.cpu_count()
     once = 8 * workers * length  # what may wait in memory until it is taken
     with joblib.Parallel(workers, return_as="generator", idle_worker_timeout=60) as pool:
         for begin in range(0, len(paths), once):
             end = min(begin + once, len(paths))
             parts = (paths[start : min(start + length, end)] for start in range(begin, end, length))
-            yield from pool(joblib.delayed(_read_all)(part, grey, target) for part in parts)
+            results = pool(joblib.delayed(_read_all)(part, grey, target) for part in parts)
+            try:
+                for pictures in results:  # noqa: UP028 (`yield from` would close it on its own)
+                    yield pictures
+            finally:
+                with _quiet():  # joblib has a remark on work that nobody waits for any more
+                    results.close()
 
 
 def _read_all(paths: Sequence[str], grey: bool, target: tuple[int, int]) -> list[_Picture]:

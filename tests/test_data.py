@@ -3,13 +3,14 @@
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fer_helpers import data
+from fer_helpers import data, layouts
 from fer_helpers.data import (
     FER_CLASSES,
     DataError,
@@ -304,6 +305,15 @@ def test_fer_folders_are_found_in_every_mount(tmp_path, mount):
     assert len(splits.train) == 70
 
 
+def test_the_folder_above_train_and_test_is_not_taken_for_either(tmp_path):
+    root = write_fer(tmp_path / "fer2013")
+    for path in list(root.rglob("*.png")):  # without prefixes no name tells train from test
+        path.rename(path.with_name(path.name.replace("_", "")))
+    splits = load_fer2013(root, root, cache_dir=tmp_path, selection_size=14, progress=False)
+    assert len(splits.train) + len(splits.selection) == 70 and len(splits.tests[0]) == 28
+    assert all(name.startswith("train/") for name in splits.train.files)
+
+
 def test_nothing_attached_lists_the_paths_tried(tmp_path):
     inputs = tmp_path / "kaggle" / "input"
     inputs.mkdir(parents=True)
@@ -375,6 +385,20 @@ def test_hidden_files_are_ignored_and_counted(tmp_path):
     assert "train: 1 files beside the class folders ignored" in splits.notes
 
 
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    save(write_fer(tmp_path) / "train/sad/inner/Training_1.png", picture(7))
+    scan = os.scandir
+
+    def deny(path):
+        if Path(path).name == "inner":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(layouts.os, "scandir", deny)
+    with pytest.raises(DataError, match=r"inner cannot be listed \(Permission denied\): make it"):
+        fer(tmp_path)
+
+
 def test_names_with_spaces_and_accents(tmp_path):
     write_fer(tmp_path)
     save(tmp_path / "train/sad/Training_ma racuj\u00e1.png", picture(7))
@@ -382,6 +406,21 @@ def test_names_with_spaces_and_accents(tmp_path):
     files = fer(tmp_path).train.files
     assert "train/sad/Training_ma racuj\u00e1.png" in files
     assert "train/sad/Training_caf\u00e9.png" in files  # composed, as every system would sort it
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes any bytes as a name")
+def test_names_that_are_no_text_can_be_written_down(tmp_path):
+    write_fer(tmp_path)
+    os.rename(
+        tmp_path / "train/sad/Training_500.png",
+        os.fsencode(tmp_path) + b"/train/sad/Training_caf\xe9.png",
+    )
+    train = fer(tmp_path).train
+    (name,) = (name for name in train.files if "caf" in name)
+    assert name.encode() == rb"train/sad/Training_caf\udce9.png"
+    np.testing.assert_array_equal(
+        train.images(train.files == name)[0, :, :, 0], picture(500)
+    )  # and it was opened under its own name
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")

@@ -100,6 +100,11 @@ def test_tables_that_do_not_fit_are_refused(published, tmp_path):
         match_ferplus(root, tmp_path / "narrow.csv", splits.train, cache_dir=root / "cache")
     with pytest.raises(DataError, match="cannot be read"):
         read_ferplus_votes(tmp_path / "nowhere.csv", splits.train)
+    (tmp_path / "book.xlsx").write_bytes(b"PK\x03\x04\xff\xfe")
+    with pytest.raises(DataError, match=r"book\.xlsx cannot be read"):
+        read_ferplus_votes(tmp_path / "book.xlsx", splits.train)
+    with pytest.raises(DataError, match=r"book\.xlsx cannot be read"):
+        match_ferplus(root, tmp_path / "book.xlsx", splits.train, cache_dir=root / "cache")
     other = pd.DataFrame([["train/sad/x.jpg", *range(10)]], columns=["file", *VOTES])
     other.to_csv(tmp_path / "other.csv", index=False)
     with pytest.raises(DataError, match="votes for none of the 70 faces"):
@@ -107,6 +112,20 @@ def test_tables_that_do_not_fit_are_refused(published, tmp_path):
     pd.concat([other, other]).to_csv(tmp_path / "twice.csv", index=False)
     with pytest.raises(DataError, match=r"names Sad/x\.jpg twice"):
         read_ferplus_votes(tmp_path / "twice.csv", splits.train)
+
+
+@pytest.mark.parametrize("vote", [0.8, -1, "many"])
+def test_votes_that_are_no_counts_are_refused(published, tmp_path, vote):
+    _, splits, _ = published
+    rows = [[file, *[0] * 10] for file in splits.train.files]
+    table = pd.DataFrame(rows, columns=["file", *VOTES]).astype(object)
+    table.loc[3, "sadness"] = vote
+    table.to_csv(tmp_path / "votes.csv", index=False)
+    with pytest.raises(DataError, match=rf"gives \w+/\S+ {vote} votes for sadness"):
+        read_ferplus_votes(tmp_path / "votes.csv", splits.train)
+    table.loc[3, "sadness"] = None  # an empty cell is no vote
+    table.to_csv(tmp_path / "votes.csv", index=False)
+    assert not read_ferplus_votes(tmp_path / "votes.csv", splits.train).any()
 
 
 def test_shares_are_of_the_emotions_alone():

@@ -104,6 +104,22 @@ def test_other_csv_files_are_refused(tmp_path, text, words):
         load(tmp_path / "train.csv", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("spoil", [lambda t: b'"' + t * 3, lambda t: t.decode().encode("utf-16")])
+def test_a_file_that_is_no_csv_is_refused(tmp_path, spoil):
+    path = write_csv(tmp_path / "fer2013.csv")
+    head, rows = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(head + b"\n" + spoil(rows))
+    with pytest.raises(DataError, match="is no readable CSV file"):
+        load(path, tmp_path / "cache")
+
+
+def test_empty_lines_in_a_csv_are_no_rows(tmp_path):
+    path = write_csv(tmp_path / "fer2013.csv")
+    path.write_text(path.read_text().replace("\n", "\n\n"))
+    splits = load(path, tmp_path / "cache", max_bad_share=0.0)
+    assert len(splits.train) == 42 and splits.train.files[-1] == "Training/row_00041"
+
+
 def test_a_csv_without_test_rows_is_refused(tmp_path):
     path = tmp_path / "fer2013.csv"
     row = f"0,{' '.join(['7'] * 2304)},Training"
@@ -177,6 +193,14 @@ def test_raf_db_with_pictures_missing_is_refused(tmp_path):
     root = write_raf(tmp_path / "raf")
     (root / "train/2/train_00001_aligned.png").unlink()
     with pytest.raises(DataError, match="49 labels, 48 pictures"):
+        load(root, tmp_path / "cache")
+
+
+def test_a_raf_db_list_that_breaks_off_is_refused(tmp_path):
+    root = write_raf(tmp_path / "raf", kaggle=False)
+    table = root / "EmoLabel/list_patition_label.txt"
+    table.write_text(table.read_text()[:-2])  # the last row lost its label
+    with pytest.raises(DataError, match=r"48 labels, 48 pictures .* 1 pictures without"):
         load(root, tmp_path / "cache")
 
 
@@ -258,6 +282,34 @@ def test_numbers_in_a_table_are_asked_about(tmp_path):
         load(root, tmp_path / "cache")
 
 
+def test_a_table_that_contradicts_itself_or_is_empty_is_refused(tmp_path):
+    root = write_table(tmp_path / "table")
+    table = root / "labels.csv"
+    whole = table.read_text()
+    table.write_text(whole + "\nangry/image0000000.png,bored,0.5")
+    with pytest.raises(DataError, match=r"0000\.png as disgust and as bored: keep one of the rows"):
+        load(root, tmp_path / "cache")
+    table.write_text("")
+    with pytest.raises(DataError, match=r"has the columns \(none\)"):
+        load(root, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("spelled", ["{}.0", "-{}", "{}"])
+def test_numbers_in_any_spelling_are_asked_about(tmp_path, spelled):
+    root = tmp_path / "table"
+    rows = ["path,label"]
+    for i in range(20):
+        save(root / "images" / f"{i}.png", picture(i))
+        rows.append(f"images/{i}.png,{spelled.format(i % 2) if i > 1 else 'sad'}")
+    (root / "labels.csv").write_text("\n".join(rows))
+    with pytest.raises(DataError, match=r"the numbers .*sad.*which emotion is each"):
+        load(root, tmp_path / "cache")
+    (root / "labels.csv").write_text("\n".join(rows).replace("sad", spelled.format(0)))
+    splits = load(root, tmp_path / "cache", order="fear, happy")
+    assert splits.train.class_names == ("Fear", "Happy")
+    assert not any("overrules" in note for note in splits.notes)  # `images` says nothing
+
+
 def write_numbered(root, count=7):
     for s, split in enumerate(("train", "test")):
         for number in range(count):
@@ -274,6 +326,14 @@ def test_numbered_folders_are_refused_without_an_order(tmp_path):
         load(root, tmp_path / "cache", order="happy, sad")
     with pytest.raises(DataError, match="twice"):
         load(root, tmp_path / "cache", order="happy happiness a b c d e")
+
+
+def test_a_stray_folder_beside_numbers_does_not_make_them_names(tmp_path):
+    root = write_numbered(tmp_path / "numbers")
+    for split in ("train", "test"):
+        save(root / split / "extra" / "0.png", picture(5))
+    with pytest.raises(DataError, match=r"numbers extra, 0, 1, .*which emotion is each"):
+        load(root, tmp_path / "cache")
 
 
 def test_numbered_folders_with_an_order(tmp_path):

@@ -1,6 +1,7 @@
 """Decoding once: the cache is found again, built safely and never trusted blindly."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -313,18 +315,25 @@ def test_memory_stays_flat_with_ten_times_the_pictures(tmp_path):
 
 
 def _open_in_child(root, cache, queue):
-    queue.put(open_folder(root, cache).content_hash)
+    store.FILES_WORTH_A_POOL = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        queue.put(open_folder(root, cache).content_hash)
 
 
 @pytest.mark.slow
-def test_a_spawned_process_can_read(tmp_path):
+@pytest.mark.parametrize("daemon", [False, True])
+def test_a_spawned_process_can_read_and_ends(tmp_path, daemon):
     root = write_faces(tmp_path / "faces")
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    process = context.Process(target=_open_in_child, args=(root, tmp_path / "cache", queue))
+    process = context.Process(
+        target=_open_in_child, args=(root, tmp_path / "cache", queue), daemon=daemon
+    )
     process.start()
     assert queue.get(timeout=60) == open_folder(root, tmp_path / "cache").content_hash
-    process.join()
+    process.join(30)  # a pool of its own would keep it for a minute
+    assert process.exitcode == 0
 
 
 def test_reading_needs_no_torch(tmp_path):
@@ -359,3 +368,28 @@ def test_many_files_are_decoded_by_processes_that_need_no_guard(tmp_path):
     alone = open_folder(root, tmp_path / "other")
     said = f"{alone.content_hash} {int(alone.pixels.sum())} {next(iter(alone.bad))}"
     assert done.stdout.split("\n") == ["begun", said, ""]
+
+
+def test_a_disk_that_fills_up_stops_the_processes_without_a_remark(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces", 60)
+    monkeypatch.setattr(store, "FILES_WORTH_A_POOL", 1)
+    monkeypatch.setattr(store, "CHUNK_BYTES", 300)
+    read = store._Builder.write
+
+    def fill_up(builder, folder):
+        def put(start, chunk):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        decode = builder._decode
+        builder._decode = lambda target, _: decode(target, put)
+        try:
+            read(builder, folder)
+        finally:
+            builder._decode = decode
+
+    monkeypatch.setattr(store._Builder, "write", fill_up)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = open_folder(root, tmp_path / "cache")
+        gc.collect()
+    assert said == [] and len(found.pixels) == 60 and "No space left" in found.notes[0]
