@@ -249,6 +249,8 @@ def load_detector(
             # From memory: OpenCV cannot open every path (accents on Windows), and these are the
             # bytes that were checked.
             net = cv2.FaceDetectorYN.create("onnx", buffer, np.empty(0, np.uint8), (320, 320))
+            # Another kind of network loads just as well, and fails at its first picture.
+            net.detect(np.zeros((320, 320, 3), np.uint8))
     except (cv2.error, AttributeError) as error:
         where = path or os.environ.get(MODEL_VARIABLE) or MODEL_NAME
         raise DetectorError(
