@@ -179,7 +179,7 @@ from fer_helpers.front_end import explore
 # %%
 from fer_helpers.model_card import model_card
 from fer_helpers.models import build_model, describe, swap_head
-from fer_helpers.prediction import predict_single_image
+from fer_helpers.prediction import annotate, predict_faces, predict_single_image, upload_widget
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import (
     balance,
@@ -839,7 +839,8 @@ display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no 
 # ## Single-image prediction
 #
 # One picture in, one answer out, through exactly the pixels that training saw. Below: a random test
-# face, and, where the parameters name one, a photo of your own and one from Google Drive.
+# face, and, where the parameters name one, a photo of your own and one from Google Drive, with a
+# figure of all their faces. Where somebody watches, an upload button takes more photos.
 
 # %%
 position = int(chance.integers(len(test)))
@@ -861,6 +862,19 @@ for photo in PHOTOS:
     print(Path(photo).name, answer.label, f"{answer.confidence:.1f} %", answer.note)
 if not PHOTOS:
     print("Set PHOTO to a path or an address, or GDOWN_ID, to see the answer for a photo.")
+
+# %%
+asking = {
+    "transform": pre, "class_names": class_names, "temperature": temperature,
+    "min_confidence": config.min_confidence,
+}  # fmt: skip
+for photo in PHOTOS:
+    everybody = annotate(photo, predict_faces(photo, model, **asking))
+    everybody.thumbnail((1000, 1000))
+    display(everybody)
+button = upload_widget(model, **asking)
+if button is not None:
+    display(button)
 
 # %% [markdown]
 # ## Save

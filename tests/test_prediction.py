@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -641,6 +642,48 @@ def test_what_is_no_drive_id_is_not_asked_for(wrong, tmp_path):
 
 def test_no_upload_button_without_a_front_end(model):
     assert prediction.upload_widget(model) is None
+
+
+def test_the_notebook_shows_every_face_and_offers_an_upload(face, model, tmp_path):
+    text = (Path(__file__).parents[1] / "notebooks/Facial Emotion Recognition.py").read_text(
+        "utf-8"
+    )
+    section = text.split("# ## Single-image prediction\n")[1].split("# ## Save\n")[0]
+    cells = section.split("# %%\n")[1:]
+    face.save(tmp_path / "a face.png")
+    shown, button = [], object()
+
+    class Test:
+        """One face, as the notebook's test set."""
+
+        labels = (0,)
+
+        def __len__(self):
+            return 1
+
+        def images(self, positions):
+            return np.asarray(face)[None]
+
+    names = {
+        **vars(prediction),
+        "chance": np.random.default_rng(0),
+        "test": Test(),
+        "names": NAMES,
+        "class_names": NAMES,
+        "model": model,
+        "pre": PREPROCESS,
+        "temperature": 1.0,
+        "config": SimpleNamespace(min_confidence=0.0),
+        "PHOTO": str(tmp_path / "a face.png"),
+        "GDOWN_ID": "",
+        "display": shown.append,
+        "upload_widget": lambda *given, **options: button,
+    }
+    for cell in cells:
+        exec(cell.split("# %% [markdown]")[0], names)
+    picture, last = shown
+    assert picture.size == (240, 240)
+    assert last is button
 
 
 # The shared photos and odd files
