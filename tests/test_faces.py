@@ -463,7 +463,7 @@ def test_arrays_grey_and_odd_shapes_work(detector):
     assert len(find_faces(np.asarray(picture), detector=detector)) == 1
     assert len(find_faces(picture.convert("L"), detector=detector)) == 1
     assert len(find_faces(np.asarray(picture.convert("L")), detector=detector)) == 1
-    for size in ((1, 1), (5000, 1), (1, 3000), (7, 113)):
+    for size in ((1, 1), (5000, 1), (1, 3000), (7, 113), (3000, 8)):
         assert find_faces(Image.new("RGB", size, "gray"), detector=detector) == []
 
 
