@@ -86,7 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             annotate_to=options.annotate,
         )
         if options.csv is not None:
-            table.to_csv(options.csv, index=False, float_format="%.6g", encoding="utf-8")
+            # Names of files need not be text; what is not is written as \udc80 and the like.
+            table.to_csv(
+                options.csv,
+                index=False,
+                float_format="%.6g",
+                encoding="utf-8",
+                errors="backslashreplace",
+            )
     except (CheckpointError, DetectorError, ExportError, PredictionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

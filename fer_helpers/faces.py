@@ -46,6 +46,7 @@ MODEL_URL = (
 )
 MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 MODEL_MAX_BYTES = 1_000_000
+MIN_SIDE = 64  # pixels; two cells of YuNet's coarsest grid
 MODEL_VARIABLE = "FER_FACE_DETECTOR"
 NO_DETECTOR = "no detector here: give a crop or the model file"
 
@@ -208,6 +209,10 @@ class Detector:
             grey = cv2.equalizeHist(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
             found = self.net.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=6)
             return [_cascade_face(*map(float, box)) for box in found]
+        # In thinner strips OpenCV 4.14 sees faces that are not there, 1e20 pixels wide or nan. It
+        # fills every picture up to a multiple of 32 with the same black itself.
+        missing = [(0, max(MIN_SIDE - side, 0)) for side in pixels.shape[:2]]
+        pixels = np.pad(pixels, [*missing, (0, 0)])
         height, width = pixels.shape[:2]
         self.net.setInputSize((width, height))
         self.net.setScoreThreshold(min_score)
@@ -249,6 +254,8 @@ def load_detector(
             # From memory: OpenCV cannot open every path (accents on Windows), and these are the
             # bytes that were checked.
             net = cv2.FaceDetectorYN.create("onnx", buffer, np.empty(0, np.uint8), (320, 320))
+            # Another kind of network loads just as well, and fails at its first picture.
+            net.detect(np.zeros((320, 320, 3), np.uint8))
     except (cv2.error, AttributeError) as error:
         where = path or os.environ.get(MODEL_VARIABLE) or MODEL_NAME
         raise DetectorError(

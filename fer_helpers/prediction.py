@@ -53,6 +53,7 @@ MAX_CROP_SIDE = 112  # pixels; a picture no larger is taken as a face crop by cr
 CROPS = ("auto", "detect", "none")
 CROPPED_NOTE = "assumed already cropped"
 NO_FACE_NOTE = "no face found"
+JPEG_MAX_SIDE = 65_500  # pixels; libjpeg writes no larger picture
 DRAWN_NOTE = "model trained on drawn faces"
 
 
@@ -279,7 +280,7 @@ def load_classifier(
         )
     if temperature is None:
         temperature = float(getattr(model, "temperature", 1.0)) if whole else 1.0
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise PredictionError(f"temperature is {temperature:g}: give a number above 0.")
     extra = getattr(model, "extra", None) or {}
     least = getattr(model, "min_confidence", None) or extra.get("min_confidence") or 0.0
@@ -411,7 +412,7 @@ def check_options(
     """
     if crop not in CROPS:
         raise PredictionError(f"crop is {crop!r}: give one of {', '.join(map(repr, CROPS))}.")
-    if not 1 <= views <= 10:
+    if views not in range(1, 11):
         raise PredictionError(f"views is {views}: give 1 to 10.")
     least = classifier.min_confidence if min_confidence is None else min_confidence
     if not 0 <= least <= 1:
@@ -595,6 +596,8 @@ def predict_images(
 
     classifier = load_classifier(model, transform, class_names, temperature=temperature)
     least = check_options(classifier, crop, min_confidence, views)
+    if batch_size < 1:
+        raise PredictionError(f"batch_size is {batch_size}: give 1 or more.")
     named = list(named_sources(sources))
     rows: list[dict[str, Any]] = []
     waiting: list[_Picture] = []
@@ -669,10 +672,11 @@ def annotate(image: Any, predictions: Sequence[Prediction]) -> Image.Image:
         predictions: from `predict_faces`; those without a box label the whole picture.
 
     Returns:
-        An RGB picture, at least 200 pixels high so that labels can be read.
+        An RGB picture, at least 200 pixels wide and high so that labels can be read; a strip only
+        as far as its long side stays below 2,000.
     """
     picture = read_image(image).convert("RGB")
-    scale = max(1, math.ceil(200 / min(picture.size)))
+    scale = max(1, min(math.ceil(200 / min(picture.size)), 2000 // max(picture.size)))
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale))
     draw = ImageDraw.Draw(picture)
@@ -691,7 +695,8 @@ def annotate(image: Any, predictions: Sequence[Prediction]) -> Image.Image:
                 (left, top, max(right, left), max(bottom, top)), outline=color, width=width
             )
         # Small faces of a group get small letters, so that neighbors keep their labels apart.
-        font = ImageFont.load_default(size=min(max((right - left) / 7, 10), picture.width / 12, 40))
+        letters = max(min(max((right - left) / 7, 10), picture.width / 12, 40), 1)
+        font = ImageFont.load_default(size=letters)
         x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
         x = min(max(left, 0), max(picture.width - (x1 - x0) - 4, 0))
         y = top - (y1 - y0) - 6
@@ -707,7 +712,7 @@ def _save_annotated(
 ) -> None:
     """Write the annotated copy under a name that no other picture of this call has."""
     stem = (
-        re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(picture.name).stem).strip(". ")[-100:]
+        re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(picture.name).stem).strip(". ")[-60:]
         or "picture"
     )
     name, number = stem, 1
@@ -716,7 +721,9 @@ def _save_annotated(
         name = f"{stem} ({number})"
     used.add(name.casefold())
     folder.mkdir(parents=True, exist_ok=True)
-    annotate(picture.image, answers).save(folder / f"{name}.jpg", quality=90)
+    copy = annotate(picture.image, answers)
+    copy.thumbnail((JPEG_MAX_SIDE, JPEG_MAX_SIDE))
+    copy.save(folder / f"{name}.jpg", quality=90)
 
 
 # %% [markdown]

@@ -109,36 +109,57 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
     with _quiet:
         if isinstance(source, bytes | bytearray | memoryview):
             name = "the picture given as bytes"
-            return _read(io.BytesIO(source), name)
+            return _read(io.BytesIO(bytes(source)), name)
         if isinstance(source, str | Path):
             path = Path(source)
+            name = str(path)
+            if len(name) > 300:  # not a path at all, most often
+                name = f"{name[:100]}...{name[-50:]}"
             try:
                 if path.exists() and not path.is_file():
-                    raise ImageError(f"{path} is not a file: give the path of one picture")
+                    raise ImageError(f"{name} is not a file: give the path of one picture")
                 with path.open("rb") as stream:
-                    return _read(stream, str(path))
+                    return _read(stream, name)
             except ImageError:
                 raise
             except FileNotFoundError:
-                raise ImageError(f"{path} does not exist: check the path") from None
+                raise ImageError(f"{name} does not exist: check the path") from None
             except (OSError, ValueError) as error:
                 raise ImageError(
-                    f"{path} cannot be read ({_cause(error)}): check the path and who may read it"
+                    f"{name} cannot be read ({_cause(error)}): check the path and who may read it"
                 ) from error
         name = str(getattr(source, "name", "the picture given as an open file"))
-        if not (hasattr(source, "seek") and source.seekable()):
-            source = io.BytesIO(source.read())
-        return _read(source, name)
+        try:
+            return _read(_from_here(source), name)
+        except ImageError:
+            raise
+        except Exception as error:  # closed, opened as text or for writing, or somebody's own class
+            raise ImageError(
+                f"{name} cannot be read ({_cause(error)}): open it again, as a binary file"
+            ) from error
+
+
+def _from_here(source: IO[bytes]) -> IO[bytes]:
+    """What is left of an open file, seekable; all of it where everything was read or written."""
+    seekable = hasattr(source, "seekable") and source.seekable()
+    if seekable and source.tell() == 0:
+        return source
+    content = source.read()
+    if seekable and not content:
+        source.seek(0)
+        content = source.read()
+    return io.BytesIO(content)
 
 
 def _read(stream: IO[bytes], name: str) -> Image.Image:
     """Decode one picture from a seekable binary stream; `name` goes into the error message."""
     start = stream.tell()
-    head = stream.read(16)
+    head = stream.read(64)
     stream.seek(start)
     if not head:
         raise ImageError(f"{name} is empty (0 bytes): get the file again")
-    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS:
+    # An AVIF may carry a common brand as its first; Pillow reads it without a plug-in.
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head:
         try:
             import pillow_heif
         except ImportError:
@@ -216,13 +237,17 @@ def plain_image(image: Image.Image) -> Image.Image:
         ValueError: Colors that Pillow cannot turn into RGB, or pixels that are not numbers.
     """
     image.load()
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    # Known of the opened file only: what is turned below forgets its format.
+    unmarked = image.format == "JPEG" and "adobe" not in image.info
     upright = UPRIGHT.get(_orientation(image))
     if upright is not None:
         image = image.transpose(upright)
     mode = image.mode
     if mode.startswith("I") or mode == "F":
         image = _eight_bits(image)
-    elif mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+    elif mode == "CMYK" and unmarked:
         # Pillow inverts every CMYK JPEG, because Adobe stores them inverted; the others do not.
         image = Image.eval(image, lambda value: 255 - value).convert("RGB")
     elif image.has_transparency_data or mode in ("La", "RGBa"):
@@ -249,18 +274,24 @@ def _orientation(image: Image.Image) -> int:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit or float grey as 8-bit grey, scaled, never clipped."""
     values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # Pillow leaves some of what a TIFF says to its readers
+    if image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
+        values = values.view(np.uint32)
     if not np.isfinite(values).all():
         raise ValueError("it holds pixels that are not numbers")
     low, high = values.min(), values.max()
     if image.mode == "F" and low >= 0 and high <= 1:
         values = values * 255
-    elif image.mode == "F" and low >= 0 and high <= 255:
+    elif image.mode in ("F", "I") and low >= 0 and high <= 255:
         pass
     elif image.mode.startswith("I") and low >= 0 and high <= 65_535:
         values = values >> 8
     else:  # no convention to go by: darkest to black, brightest to white
+        low, high = float(low), float(high)
         values = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
     grey = values.round().astype(np.uint8)
+    if tags.get(262) == 0:  # stored as a negative, which Pillow turns for 8 bits only
+        grey = 255 - grey
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         grey[np.asarray(image) == clear] = 255

@@ -19,6 +19,7 @@ from fer_helpers.preprocess import ImageError, open_image, plain_image
 
 URL_MAX_BYTES = 20_000_000
 URL_SECONDS = 20.0
+MAX_OPEN_PIXELS = 60_000_000  # of arrays and PIL images: 16 bytes a pixel on the way
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
     for name in (
@@ -43,7 +44,11 @@ def fetch(url: str, *, max_bytes: int, seconds: float = 20.0) -> bytes:
     Raises:
         FetchError: refused scheme, no connection, an HTTP error, too large, or too slow.
     """
-    if urlsplit(url).scheme.lower() not in ("http", "https"):
+    try:
+        scheme = urlsplit(url).scheme.lower()
+    except ValueError as error:
+        raise FetchError(f"{url} is not an address ({error}).") from error
+    if scheme not in ("http", "https"):
         raise FetchError(f"{url!r} is not an http(s) address, so it is not fetched.")
     result: list[bytes | Exception] = []
     stop = threading.Event()
@@ -119,6 +124,7 @@ def read_image(source: Any) -> Image.Image:
         stream.name = source  # named in the error if these bytes are no picture
         return open_image(stream)
     if isinstance(source, Image.Image):
+        _check_size(source.width, source.height)
         try:
             return plain_image(source)
         except ImageError:
@@ -126,22 +132,49 @@ def read_image(source: Any) -> Image.Image:
         except Exception as error:  # a lazily opened damaged file raises nearly everything
             raise ImageError(f"The PIL image given cannot be read: {error}.") from error
     if isinstance(source, torch.Tensor):
-        array = source.detach().cpu()
-        if array.ndim == 4 and len(array) == 1:
-            array = array[0]
-        if array.ndim == 3:
-            array = array.movedim(0, -1)
-        return _from_array(array.float().numpy() if array.is_floating_point() else array.numpy())
+        shape = tuple(source.shape)
+        single = source[0] if source.ndim == 4 and len(source) == 1 else source
+        if single.ndim != 2 and not (single.ndim == 3 and len(single) in (1, 3, 4)):
+            raise ImageError(
+                f"A tensor of shape {shape} is no picture: give (3, height, width) in RGB order, "
+                "or (height, width)."
+            )
+        try:
+            array = single.detach().cpu()
+            array = (array.float() if array.is_floating_point() else array).numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            raise ImageError(
+                f"A tensor of {source.dtype} and layout {source.layout} on {source.device} cannot "
+                "be read: give an ordinary one."
+            ) from error
+        return _from_array(np.moveaxis(array, 0, -1) if array.ndim == 3 else array)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, str | os.PathLike):
-        return open_image(Path(source).expanduser())
+        return open_image(_path(source))
     if isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "read"):
         return open_image(source)
     raise ImageError(
         f"A {type(source).__name__} is no picture: give a path, URL, bytes, open file, PIL image, "
         "array or tensor."
     )
+
+
+def _path(source: str | os.PathLike) -> Path:
+    path = Path(os.fsdecode(source))
+    try:
+        return path.expanduser()
+    except RuntimeError:  # "~photo.jpg" is a file, not somebody's home folder
+        return path
+
+
+def _check_size(width: int, height: int) -> None:
+    """Refuse what would take more than a gigabyte on its way to the model."""
+    if width * height > MAX_OPEN_PIXELS:
+        raise ImageError(
+            f"A picture of {width} x {height} pixels is too large: give a copy of at most "
+            f"{MAX_OPEN_PIXELS // 1_000_000} megapixels, or the path of its JPEG file."
+        )
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
@@ -154,19 +187,24 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
             f"An array of {pixels.dtype} and shape {pixels.shape} is no picture: give numbers, "
             "(height, width) or (height, width, 3) in RGB order."
         )
-    if pixels.dtype == np.uint16:
+    _check_size(pixels.shape[1], pixels.shape[0])
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
         pixels = pixels >> 8  # as `open_image` reads 16-bit files
+    elif pixels.dtype == bool:
+        pixels = pixels * np.uint8(255)
     elif pixels.dtype != np.uint8:
-        values = pixels.astype(np.float64)
-        low, high = values.min(), values.max()
-        if np.issubdtype(pixels.dtype, np.floating) and low >= 0 and high <= 1:
-            values = values * 255
-        elif not (low >= 0 and high <= 255):
+        low, high = pixels.min(), pixels.max()
+        floating = pixels.dtype.kind == "f"
+        spare = 1e-3 if floating else 0  # what rounding in somebody's resizing adds
+        unit = floating and low >= -spare and high <= 1 + spare
+        # Up to 2 it is one that overshot: as 0..255 it would be black.
+        if not unit and not (low >= -spare and high <= 255 + spare and (high > 2 or not floating)):
             raise ImageError(
                 f"Pixels of type {pixels.dtype} between {low:g} and {high:g} are no picture: give "
                 "uint8, uint16, or float in 0..1, not normalized."
             )
-        pixels = values.round()
+        pixels = np.multiply(pixels, 255 if unit else 1, dtype=np.float32, casting="unsafe")
+        pixels = np.rint(pixels, out=pixels).clip(0, 255, out=pixels).astype(np.uint8)
     return plain_image(Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)))
 
 
@@ -216,17 +254,25 @@ def download_example(gdown_id: str, folder: str | Path) -> Path:
 def named_sources(sources: Any) -> Iterator[tuple[str, Any]]:
     """Every picture with a name for the table; folders are opened up."""
     single = isinstance(
-        sources, str | bytes | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+        sources,
+        str
+        | bytes
+        | bytearray
+        | memoryview
+        | os.PathLike
+        | Image.Image
+        | np.ndarray
+        | torch.Tensor,
     )
     if single or hasattr(sources, "read") or not isinstance(sources, Iterable):
         sources = [sources]
     for number, source in enumerate(sources, start=1):
-        if isinstance(source, str | os.PathLike) and Path(source).expanduser().is_dir():
-            files = list_images(Path(source).expanduser())
+        if not isinstance(source, str | os.PathLike):
+            yield str(getattr(source, "name", "") or f"picture {number}"), source
+        elif source != "" and os.path.isdir(_path(source)):
+            files = list_images(_path(source))
             yield from ((str(file), file) for file in files)
             if not files:
                 yield str(source), ImageError(f"{source} holds no pictures.")
-        elif isinstance(source, str | os.PathLike):
-            yield str(source), source
         else:
-            yield str(getattr(source, "name", "") or f"picture {number}"), source
+            yield str(source), source

@@ -193,6 +193,9 @@ class _Video:
             raise PredictionError(f"There is no video at {source}: check the path.")
         if self.output is not None and self.output.suffix.lower() not in (".mp4", ".avi"):
             raise PredictionError(f"{output} is no video file name: end it with .mp4 or .avi.")
+        file = None if isinstance(source, int) else Path(source).resolve()
+        if self.output is not None and self.output.resolve() == file:
+            raise PredictionError(f"{output} is the video itself: give the copy another name.")
         self.capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self.capture.isOpened():
             raise PredictionError(f"OpenCV cannot read a video from {source}.")

@@ -179,7 +179,7 @@ from fer_helpers.front_end import explore
 # %%
 from fer_helpers.model_card import model_card
 from fer_helpers.models import build_model, describe, swap_head
-from fer_helpers.prediction import predict_single_image
+from fer_helpers.prediction import annotate, predict_faces, predict_single_image, upload_widget
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import (
     balance,
@@ -850,7 +850,8 @@ display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no 
 #
 # One picture in, one answer out, through exactly the pixels that training saw: the saved file knows
 # them, and what it learned from. Below: a random test face, and, where the parameters name one, a
-# photo of your own and one from Google Drive.
+# photo of your own and one from Google Drive, with a figure of all their faces. Where somebody
+# watches, an upload button takes more photos.
 
 # %%
 position = int(chance.integers(len(test)))
@@ -867,6 +868,15 @@ for photo in PHOTOS:
     print(Path(photo).name, answer.label, f"{answer.confidence:.1f} %", answer.note)
 if not PHOTOS:
     print("Set PHOTO to a path or an address, or GDOWN_ID, to see the answer for a photo.")
+
+# %%
+for photo in PHOTOS:
+    everybody = annotate(photo, predict_faces(photo, saved))
+    everybody.thumbnail((1000, 1000))
+    display(everybody)
+button = upload_widget(saved)
+if button is not None:
+    display(button)
 
 # %% [markdown]
 # ## Save

@@ -274,6 +274,24 @@ def test_a_file_that_is_no_yunet_is_one_sentence(tmp_path):
         load_detector(file)
 
 
+def test_a_network_that_is_no_yunet_is_one_sentence(tmp_path):
+    pytest.importorskip("cv2", reason="needs OpenCV")
+    onnx = pytest.importorskip("onnx", reason="needs the extra [export]")
+    shape = [1, 3, 320, 320]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name in ("input", "output")
+    ]
+    node = onnx.helper.make_node("Relu", ["input"], ["output"])
+    graph = onnx.helper.make_graph([node], "other", ends[:1], ends[1:])
+    opset = onnx.helper.make_opsetid("", 11)
+    file = tmp_path / "other net.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=7), file)
+    with pytest.raises(DetectorError, match=r"other net\.onnx") as error:
+        load_detector(file)
+    assert "\n" not in str(error.value)
+
+
 # Cutting out
 
 
@@ -445,7 +463,7 @@ def test_arrays_grey_and_odd_shapes_work(detector):
     assert len(find_faces(np.asarray(picture), detector=detector)) == 1
     assert len(find_faces(picture.convert("L"), detector=detector)) == 1
     assert len(find_faces(np.asarray(picture.convert("L")), detector=detector)) == 1
-    for size in ((1, 1), (5000, 1), (1, 3000), (7, 113)):
+    for size in ((1, 1), (5000, 1), (1, 3000), (7, 113), (3000, 8)):
         assert find_faces(Image.new("RGB", size, "gray"), detector=detector) == []
 
 

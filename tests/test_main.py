@@ -79,6 +79,13 @@ def test_unreadable_pictures_are_named_and_counted(folder, checkpoint, capsys):
     assert pd.read_csv("out.csv").error.sum() == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_written_all_the_same(folder, checkpoint):
+    draw_face("Happy", 1, size=48).save(folder / "\udce9.png")
+    assert main([str(folder), "--model", checkpoint, "--csv", "out.csv"]) == 0
+    assert pd.read_csv("out.csv").file.str.endswith(r"\udce9.png").sum() == 1
+
+
 def test_a_photo_without_a_detector_is_said_not_guessed(folder, checkpoint, capsys, monkeypatch):
     from fer_helpers import prediction
 

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ from fer_helpers.preprocess import ImageError, Preprocess
 from fer_helpers.sources import download_example, list_images, read_image
 
 NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+NO_ADDRESS = "://".join(("http", "[::1/x.jpg"))  # no host for the check of hosts to find
 PREPROCESS = Preprocess(size=24, channels=1)
 
 
@@ -219,7 +221,9 @@ def test_views_change_the_answer_a_little(face, model):
         ({"crop": "face"}, "crop is 'face'"),
         ({"min_confidence": 60}, "60 percent is 0.6"),
         ({"views": 11}, "views is 11"),
+        ({"views": 2.5}, r"views is 2\.5"),
         ({"temperature": 0.0}, "temperature is 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
     ],
 )
 def test_bad_options_are_one_sentence(face, model, options, match):
@@ -393,12 +397,42 @@ def test_a_named_detector_that_is_missing_is_an_error(model, tmp_path):
         (torch.full((3, 9, 9), 300), "300"),
         (torch.zeros(2, 3, 9, 9), r"\(2, "),
         (np.array([["a"]]), "no picture"),
+        (np.full((9, 9), 1.05), "1.05"),
+        (torch.zeros(48, 40, 3), r"\(48, 40, 3\)"),
+        (torch.zeros(3, 9, 9).to_sparse(), "sparse"),
+        (torch.zeros(3, 9, 9, device="meta"), "meta"),
+        (Image.new("RGB", (0, 0)), "no pixels"),
+        (Image.new("1", (10_000, 6_001)), "too large"),
+        (np.zeros((10_000, 6_001), np.uint8), "too large"),
+        ("~no such user/photo.jpg", "~no such user/photo.jpg does not exist"),
+        (NO_ADDRESS, "Invalid IPv6"),
+        pytest.param("a" * 5000, r"aaa\.\.\.aaa", id="long"),
     ],
 )
 def test_what_is_no_picture_is_one_sentence(model, picture, match):
     with pytest.raises(ImageError, match=match) as caught:
         ask(picture, model)
     assert "\n" not in str(caught.value)
+
+
+def test_pixels_of_every_range_and_byte_order(face):
+    grey = np.asarray(face.convert("L"))
+    near = (grey / 255).astype(np.float32)
+    near[0, 0], near[0, 1] = 1.0000002, -1e-7  # what resizing in float leaves
+    read = np.asarray(read_image(near))
+    assert read[0, :2].tolist() == [255, 0]
+    assert np.array_equal(read[1:], grey[1:])
+    assert np.array_equal(np.asarray(read_image(grey.astype(">u2") * 257)), grey)
+    assert np.array_equal(np.asarray(read_image(grey > 128)), (grey > 128) * np.uint8(255))
+    assert np.array_equal(np.asarray(read_image(torch.tensor(grey > 128))), (grey > 128) * 255)
+
+
+def test_a_tilde_is_part_of_a_name_where_it_is_nobodys_home(face, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    face.save("~face.png")
+    assert read_image("~face.png").size == read_image(Path("~face.png")).size == (48, 48)
+    (row,) = predict_images("~face.png", model, PREPROCESS, NAMES, progress=False).itertuples()
+    assert row.label in NAMES
 
 
 def test_a_truncated_pil_image_is_one_sentence(face, model):
@@ -507,6 +541,44 @@ def test_annotated_copies_never_overwrite_each_other(model, face, detector, tmp_
     assert {p for p in tmp_path.rglob("*") if tmp_path / "out" not in (p, *p.parents)} == before
 
 
+def test_odd_inputs_stop_nothing(face, model, tmp_path):
+    given = [
+        "a" * 5000,
+        "",
+        NO_ADDRESS,
+        "~no such user/x",
+        Image.new("RGB", (0, 0)),
+        None,
+        face,
+    ]
+    table = predict_images(given, model, PREPROCESS, NAMES, crop="none", progress=False)
+    assert table.error.tolist() == [True] * 6 + [False]
+    png = saved(face, "PNG")
+    for one in (bytearray(png), memoryview(png)):
+        assert predict_images(one, model, PREPROCESS, NAMES, progress=False).label.notna().all()
+
+
+@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (65_535, 20)])
+def test_a_strip_is_annotated_without_growing(model, tmp_path, size):
+    strip = Image.new("L", size, "gray")
+    drawn = annotate(strip, [Prediction(None, 0.0)])
+    assert max(drawn.size) <= max(2000, *size)
+    table = predict_images(
+        strip, model, PREPROCESS, NAMES, crop="none", annotate_to=tmp_path, progress=False
+    )
+    assert table.label.notna().all()
+    with Image.open(tmp_path / "picture 1.jpg") as copy:
+        assert max(copy.size) == min(max(size), 65_500)
+
+
+def test_an_annotated_copy_of_a_long_name(face, model, tmp_path):
+    path = tmp_path / ("\u4e2d" * 84)  # 252 bytes, the suffix would be too much
+    face.save(path, "PNG")
+    out = tmp_path / "out"
+    predict_images(path, model, PREPROCESS, NAMES, annotate_to=out, progress=False)
+    assert len(list(out.iterdir())) == 1
+
+
 def test_hidden_files_and_other_suffixes_are_left_out(folder):
     assert [p.name for p in list_images(folder)] == ["1.JPG", "2.png", "3 ü.webp", "broken.jpg"]
 
@@ -571,6 +643,46 @@ def test_what_is_no_drive_id_is_not_asked_for(wrong, tmp_path):
 
 def test_no_upload_button_without_a_front_end(model):
     assert prediction.upload_widget(model) is None
+
+
+def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
+    text = (Path(__file__).parents[1] / "notebooks/Facial Emotion Recognition.py").read_text(
+        "utf-8"
+    )
+    section = text.split("# ## Single-image prediction\n")[1].split("# ## Save\n")[0]
+    cells = section.split("# %%\n")[1:]
+    face.save(tmp_path / "a face.png")
+    net = build_model(7, stem="small2", width=8, channels=1)
+    save_model(tmp_path / "model.safetensors", net, NAMES, PREPROCESS)
+    shown, button = [], object()
+
+    class Test:
+        """One face, as the notebook's test set."""
+
+        labels = (0,)
+
+        def __len__(self):
+            return 1
+
+        def images(self, positions):
+            return np.asarray(face)[None]
+
+    names = {
+        **vars(prediction),
+        "chance": np.random.default_rng(0),
+        "test": Test(),
+        "names": NAMES,
+        "run": SimpleNamespace(path=tmp_path.joinpath),
+        "PHOTO": str(tmp_path / "a face.png"),
+        "GDOWN_ID": "",
+        "display": shown.append,
+        "upload_widget": lambda *given, **options: button,
+    }
+    for cell in cells:
+        exec(cell.split("# %% [markdown]")[0], names)
+    picture, last = shown
+    assert picture.size == (240, 240)
+    assert last is button
 
 
 # The shared photos and odd files

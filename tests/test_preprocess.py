@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, features
 from torchvision.transforms import v2
 
 from fer_helpers import preprocess as module
@@ -250,6 +250,18 @@ def test_cmyk_with_and_without_adobes_inversion():
         assert np.abs(np.asarray(image).astype(int) - color).max() <= 6
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_turned_cmyk_without_adobes_marker_keeps_its_colors(orientation):
+    color = np.empty((16, 24, 3), np.uint8)
+    color[:] = (200, 80, 30)
+    inverted = Image.eval(Image.fromarray(color).convert("CMYK"), lambda value: 255 - value)
+    data = encoded(inverted, "JPEG", quality=95, exif=exif(orientation))
+    start = data.index(b"\xff\xee")
+    length = struct.unpack(">H", data[start + 2 : start + 4])[0]
+    data = data[:start] + data[start + 2 + length :]
+    assert np.abs(np.asarray(open_image(data)).astype(int) - (200, 80, 30)).max() <= 6
+
+
 def test_sixteen_bits_are_scaled_not_clipped():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     deep = grey.astype(np.uint16) * 257
@@ -269,11 +281,30 @@ def test_float_and_32_bit_pictures():
     for values in (grey, grey / 255, grey * 1000 - 5000, (grey * 70_000).astype(np.int32)):
         image = open_image(encoded(Image.fromarray(values), "TIFF"))
         assert np.array_equal(np.asarray(image), grey.astype(np.uint8))
+    eight = Image.fromarray(grey.astype(np.uint8))
+    assert np.array_equal(np.asarray(plain_image(eight.convert("I"))), np.asarray(eight))
     grey[3, 3] = np.nan
     with pytest.raises(ImageError, match="not numbers"):
         open_image(encoded(Image.fromarray(grey), "TIFF"))
     with pytest.raises(ImageError, match="mode F"):
         Preprocess()(Image.fromarray(grey))
+
+
+def tiff(pixels, photometric):
+    """An uncompressed grey TIFF of unsigned numbers, as Pillow does not write them."""
+    height, width = pixels.shape
+    tags = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: photometric}
+    tags |= {273: 8, 277: 1, 278: height, 279: pixels.nbytes}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + pixels.nbytes) + pixels.tobytes() + directory
+
+
+def test_tiffs_whose_tags_pillow_leaves_to_its_readers():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    deep = grey.astype("<u2") * 257
+    for data in (tiff(deep, 1), tiff(65535 - deep, 0), tiff(grey.astype("<u4") * 16843009, 1)):
+        assert np.array_equal(np.asarray(open_image(data)), grey)
 
 
 def test_transparent_is_white():
@@ -364,6 +395,34 @@ def test_a_stream_that_cannot_seek():
     assert open_image(Pipe(encoded(picture()))).size == (30, 40)
 
 
+def test_a_file_at_its_end_is_read_from_its_start():
+    stream = io.BytesIO()
+    Image.fromarray(picture()).save(stream, "PNG")  # and no seek(0), as with Image.open
+    assert open_image(stream).size == (30, 40)
+    behind = io.BytesIO(b"head" + stream.getvalue())
+    behind.seek(4)
+    assert open_image(behind).size == (30, 40)
+
+
+def test_open_files_that_give_no_bytes(tmp_path):
+    class Broken:
+        def read(self, size=-1):
+            raise RuntimeError("no\nluck")
+
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(picture()))
+    closed = path.open("rb")
+    closed.close()
+    with path.open(encoding="utf-8") as text, (tmp_path / "new").open("wb") as written:
+        for source in (Broken(), closed, text, written):
+            with pytest.raises(ImageError, match="cannot be read") as error:
+                open_image(source)
+            one_sentence(error)
+    assert open_image(memoryview(encoded(picture()) * 2)[::1]).size == (30, 40)
+    with pytest.raises(ImageError, match="not a picture"):
+        open_image(memoryview(encoded(picture()))[::2])
+
+
 def one_sentence(error):
     text = str(error.value if hasattr(error, "value") else error)
     assert "\n" not in text and 20 < len(text) < 400, text
@@ -400,6 +459,9 @@ def test_not_a_file(tmp_path):
         open_image(tmp_path)
     with pytest.raises(ImageError, match="cannot be read"):
         open_image("a\0b.png")
+    with pytest.raises(ImageError, match=r"AAA\.\.\.AAA") as error:
+        open_image("data:image/png;base64," + "A" * 5000)
+    one_sentence(error)
 
 
 def png_header(width, height):
@@ -459,6 +521,14 @@ def test_heic_without_the_plug_in(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match="pillow-heif"):
         open_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+def test_an_avif_with_a_common_brand_needs_no_plug_in(monkeypatch):
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    data = encoded(picture(), "AVIF")
+    assert open_image(data[:8] + b"mif1" + data[12:]).size == (30, 40)
 
 
 def test_threads_leave_the_warning_filters_alone():

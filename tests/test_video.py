@@ -84,6 +84,7 @@ def test_every_and_max_frames_and_no_face(video, model, detector):  # noqa: F811
         ("VIDEO", {"every": 0}, "count frames"),
         ("VIDEO", {"output": "out.gif"}, r"\.mp4"),
         ("BROKEN", {}, "cannot read a video"),
+        ("VIDEO", {"output": "VIDEO"}, "the video itself"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
@@ -98,5 +99,8 @@ def test_what_cannot_be_done_is_one_sentence(
     broken = tmp_path / "broken.avi"
     broken.write_bytes(b"no video")
     source = {"VIDEO": video, "BROKEN": broken}.get(source, source)
+    before = video.read_bytes()
+    options = {name: video if value == "VIDEO" else value for name, value in options.items()}
     with pytest.raises(PredictionError, match=match):
         predict_video(source, model, PREPROCESS, NAMES, detector=detector, **options)
+    assert video.read_bytes() == before
