@@ -141,4 +141,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path} holds something other than named tensors; save the net's state_dict() instead."
         )
+    spoiled = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if spoiled:
+        raise WeightsError(
+            f"{path} holds NaN or infinity in {spoiled[0]}: the net it was saved from had "
+            "diverged; take an earlier one."
+        )
     return state

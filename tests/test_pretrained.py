@@ -172,6 +172,7 @@ class Evil:
         ({"model": Evil()}, "cannot be read"),
         ([1, 2], "something other than named tensors"),
         ({0: torch.zeros(1)}, "something other than named tensors"),
+        ({"fc.bias": torch.tensor([0.0, float("nan")])}, "NaN or infinity in fc.bias"),
     ],
 )
 def test_foreign_files_are_refused_in_one_sentence(tmp_path, capsys, content, words):
