@@ -30,7 +30,7 @@ from fer_helpers.layouts import DataError, Listing
 
 Loaded = TypeVar("Loaded")
 
-FORMAT = 1  # raise it whenever what is written, or how a picture is decoded, changes
+FORMAT = 2  # raise it whenever what is written, or how a picture is decoded, changes
 KEEP_DAYS = 60  # an entry that nobody opens for so long is thrown away
 CHUNK_BYTES = 1 << 20  # decoded pixels per task: enough to hide the overhead of a task
 FILES_WORTH_A_POOL = 4000  # with fewer, one process is done before others have started
