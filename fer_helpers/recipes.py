@@ -64,6 +64,8 @@ class Phase:
         precision: fp32, bf16 or fp16.
         votes: for each training face what share of its voters chose what, float32 (N, V), zeros
             where nobody voted; needed where the recipe has a `vote_weight`.
+        soft_labels: what the loss aims at instead of the labels, float32 (N, K) in shares;
+            for distillation (Hinton et al. 2015).
 
     Raises:
         TrainingError: the sets are no such sets, do not fit together or do not fit the recipe.
@@ -78,6 +80,7 @@ class Phase:
     device: torch.device
     precision: str
     votes: np.ndarray | None = None
+    soft_labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -112,6 +115,12 @@ class Phase:
             raise TrainingError(
                 f"Learning votes takes a row for each of {len(train):,} training faces, and there "
                 f"are {given}: read FERPLUS_VOTES for this set, or set FERPLUS_WEIGHT to 0."
+            )
+        shape = (len(train), len(train.class_names))
+        if self.soft_labels is not None and self.soft_labels.shape != shape:
+            raise TrainingError(
+                f"The soft labels have the shape {self.soft_labels.shape}, and this training set "
+                f"needs {shape}: make them for exactly these faces."
             )
 
     @property

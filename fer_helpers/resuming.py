@@ -55,8 +55,8 @@ def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
         listing = "\n".join(faces.files.tolist()).encode() + faces.labels.tobytes()
         return f"{faces.content_hash[:16]} {hashlib.sha256(listing).hexdigest()[:16]}"
 
-    def votes(shares: np.ndarray | None) -> str | None:
-        if shares is None or not phase.recipe.vote_weight:
+    def of(shares: np.ndarray | None) -> str | None:
+        if shares is None:
             return None
         return hashlib.sha256(shares.astype("<f4").tobytes()).hexdigest()[:16]
 
@@ -64,7 +64,7 @@ def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
     parts = {
         "training data": data(phase.train),
         "selection data": data(phase.selection),
-        "votes": votes(phase.votes),
+        "votes": of(phase.votes if phase.recipe.vote_weight else None),
         "classes": phase.train.class_names,
         "architecture": model.architecture,
         "starting weights": checkpoints.weights_hash(model)[:16],
@@ -74,6 +74,8 @@ def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
         "precision": phase.precision,
         "recipe": recipe,
     }
+    if phase.soft_labels is not None:
+        parts["soft labels"] = of(phase.soft_labels)
     return json.loads(json.dumps(parts))  # lists for tuples, as it is read back
 
 

@@ -74,7 +74,7 @@ LOOK_EVERY = 50
 class Feed:
     """Batches of faces on the phase's device: uint8 pixels (n, C, H, W), labels (n,), votes (n, V).
 
-    V is 0 unless votes are learned.
+    V is 0 unless votes are learned. Soft labels (n, K) take the place of the labels.
     """
 
     def __init__(self, phase: Phase) -> None:
@@ -82,7 +82,10 @@ class Feed:
         faces, self.device, self.resident = phase.train, phase.device, None
         votes = phase.votes if phase.recipe.vote_weight else np.zeros((len(faces), 0))
         self.faces = faces
-        self.labels = torch.from_numpy(np.ascontiguousarray(faces.labels, dtype=np.int64))
+        labels = np.ascontiguousarray(faces.labels, dtype=np.int64)
+        if phase.soft_labels is not None:
+            labels = np.ascontiguousarray(phase.soft_labels, dtype=np.float32)
+        self.labels = torch.from_numpy(labels)
         self.votes = torch.from_numpy(np.ascontiguousarray(votes, dtype=np.float32))
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
@@ -150,7 +153,8 @@ def prepare(
     """Inputs (N, C, H, W), targets and votes of a step: faces augmented and perhaps mixed.
 
     Arguments are those of `train_step`. Targets are the class numbers (N,), or shares of the
-    classes (N, K) where mixing is on. Votes are shares too, so they are mixed in the same way.
+    classes (N, K) where labels are soft or mixing is on. Votes are shares too, so they are mixed in
+    the same way.
     """
     recipe, classes = phase.recipe, len(phase.train.class_names)
     side = epoch_size(recipe, number // phase.steps, phase.preprocess.size)
@@ -160,7 +164,7 @@ def prepare(
     if mixing and (recipe.mixup or recipe.cutmix):
         inputs, known = mix(
             inputs,
-            torch.cat([F.one_hot(labels, classes), votes], 1),
+            torch.cat([labels if labels.ndim == 2 else F.one_hot(labels, classes), votes], 1),
             mixup=recipe.mixup,
             cutmix=recipe.cutmix,
             probability=recipe.mix_probability,
@@ -180,7 +184,7 @@ def train_step(
         phase: what stands still.
         parts: what moves.
         pixels: faces as stored, uint8 (N, C, H, W) on the device.
-        labels: class numbers (N,) on the device.
+        labels: class numbers (N,) or soft labels (N, K) on the device.
         votes: share of the voters that chose what (N, V) on the device.
         number: how many steps of this phase came before.
 
@@ -476,6 +480,7 @@ def train_phase(
     augment: Augment,
     seed: int,
     votes: np.ndarray | None = None,
+    soft_labels: np.ndarray | None = None,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     compile: bool = False,
@@ -499,6 +504,8 @@ def train_phase(
         seed: of everything random.
         votes: what the voters on each training face chose, shares (N, V), zeros where nobody voted;
             for a recipe with a `vote_weight`.
+        soft_labels: what the loss aims at instead of the labels, shares of the classes (N, K); hits
+            are then counted against the largest share.
         device: where to train.
         precision: fp32, bf16 or fp16.
         compile: use `torch.compile`; costs a minute or two at the start.
@@ -514,7 +521,9 @@ def train_phase(
             can be written there.
     """
     device = torch.device(device)
-    phase = Phase(train, selection, recipe, preprocess, augment, seed, device, precision, votes)
+    phase = Phase(
+        train, selection, recipe, preprocess, augment, seed, device, precision, votes, soft_labels
+    )
     keeper = Keeper(folder, phase, model, commit=commit, extra=extra, log=log)
     torch.manual_seed(seed)
     parts = make_parts(phase, model, compile=compile)
