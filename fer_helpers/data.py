@@ -122,7 +122,7 @@ class _Reader:
         return self._faces(listing, store)
 
     def _faces(self, listing: Listing, store: Store) -> FaceSet:
-        good = np.array([i for i in range(len(listing.names)) if i not in store.bad], np.int64)
+        good = np.delete(np.arange(len(listing.names)), list(store.bad))
         counts = np.bincount(listing.labels[good], minlength=len(listing.class_names))
         if not counts.all():
             empty = listing.class_names[int(np.argmin(counts))]
@@ -137,7 +137,7 @@ class _Reader:
             rows=good,
             labels=listing.labels[good],
             class_names=listing.class_names,
-            files=np.array(listing.names)[good],
+            files=np.array(listing.names, dtype=object)[good],
             split=listing.role,
             dataset=self.dataset,
             origin="drawn" if drawn else "real",
@@ -593,7 +593,7 @@ def _divide_whole(reader: _Reader, faces: FaceSet, by_subject: bool) -> Splits:
 def _all_grey(listing: Listing) -> bool:
     """Whether the pictures are grey, judged by up to 64 of them."""
     modes = set()
-    for path in listing.paths[:: max(1, len(listing.paths) // 64)]:
+    for path in listing.sample():
         try:
             with Image.open(path) as image:
                 modes.add(image.mode)
@@ -618,13 +618,13 @@ def _load_csv(path: Path, reader: _Reader) -> Splits:
                 rows=positions,
                 labels=np.array(labels, dtype=np.int64),
                 class_names=FER_CLASSES,
-                files=np.array([f"{usage}/row_{row:05d}" for row in positions]),
+                files=np.array([f"{usage}/row_{row:05d}" for row in positions], dtype=object),
                 split=usage,
                 dataset="FER2013",
                 origin="drawn" if (path.resolve().parent / DRAWN_MARKER).exists() else "real",
                 content_hash=table.content_hash,
                 pixel_hashes=table.hashes[positions],
-                native=np.full(len(positions), "CSV 48x48"),
+                native=np.full(len(positions), "CSV 48x48", dtype=object),
             )
     if "Training" not in sets or len(sets) < 2:
         raise DataError(

@@ -6,8 +6,9 @@ import difflib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,17 +69,28 @@ class Listing:
 
     `names` are posix and begin with the split's role, so they are the same wherever the folder
     stands; `stamps` is int64 (N, 2): bytes and modification time in nanoseconds; `labels` is
-    int64 (N,), positions in `class_names`.
+    int64 (N,), positions in `class_names`. `odd_paths` holds, by position, the paths of files that
+    do not stand where their name says: a large set has no room for a path beside every name.
     """
 
     role: str
     folder: Path
-    paths: tuple[str, ...]
     names: tuple[str, ...]
     stamps: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    odd_paths: Mapping[int, str] = field(default_factory=dict)
+
+    def path(self, position: int) -> str:
+        """Where the file at a position stands."""
+        usual = _usual_path(self.folder, self.names[position])
+        return self.odd_paths.get(position, usual)
+
+    def sample(self) -> list[str]:
+        """The paths of 64 to 127 files from all over the split, or of all if they are fewer."""
+        positions = range(0, len(self.names), max(1, len(self.names) // 64))
+        return [self.path(position) for position in positions]
 
 
 # ---------------------------------------------------------------- finding
@@ -325,17 +337,22 @@ def list_class_folders(
         )
     classes, notes = match_classes(found, role, folder, expected, usual)
     class_names = tuple(sorted(classes.values()))
-    files, labels, hidden, loops = [], [], 0, 0
-    for name, emotion in classes.items():
-        inside, skipped, circles = walk_files(folder / name)
-        if not inside:
-            raise DataError(
-                f"{role}: the class folder {folder / name} is empty: unzip the dataset again or "
-                "remove the class everywhere"
-            )
-        files += [(f"{role}/{readable(name)}/{f[0]}", *f[1:]) for f in inside]
-        labels += [class_names.index(emotion)] * len(inside)
-        hidden, loops = hidden + skipped, loops + circles
+    hidden, loops = 0, 0
+
+    def files() -> Iterator[tuple[str, str, int, int, int]]:
+        nonlocal hidden, loops
+        for name, emotion in classes.items():
+            inside, skipped, circles = walk_files(folder / name)
+            if not inside:
+                raise DataError(
+                    f"{role}: the class folder {folder / name} is empty: unzip the dataset again "
+                    "or remove the class everywhere"
+                )
+            label = class_names.index(emotion)
+            yield from ((f"{role}/{readable(name)}/{f[0]}", *f[1:], label) for f in inside)
+            hidden, loops = hidden + skipped, loops + circles
+
+    listing = make_listing(role, folder, files(), class_names, notes)
     beside = [e.name for e in entries(folder) if not e.is_dir() or is_hidden(e.name)]
     hidden += sum(is_hidden(name) for name in beside)
     loose = sum(not is_hidden(name) for name in beside)
@@ -346,26 +363,36 @@ def list_class_folders(
     ):
         if count:
             notes.append(f"{role}: {count} {what}")
-    return make_listing(role, folder, files, labels, class_names, notes)
+    return replace(listing, notes=tuple(notes))
 
 
 def make_listing(
     role: str,
     folder: Path,
-    files: Sequence[tuple[str, str, int, int]],
-    labels: Sequence[int],
+    files: Iterable[tuple[str, str, int, int, int]],
     class_names: Sequence[str],
     notes: Iterable[str] = (),
 ) -> Listing:
-    """Put `(name, path, bytes, time)` and labels in the order of the names."""
-    order = sorted(range(len(files)), key=lambda i: files[i][0])
+    """Put `(name, path, bytes, time, label)` in the order of the names."""
+    names, odd, stamps, labels = [], {}, array("q"), array("q")
+    for name, path, *stamp, label in files:
+        if path != _usual_path(folder, name):
+            odd[len(names)] = path
+        names.append(name)
+        stamps.extend(stamp)
+        labels.append(label)
+    order = np.argsort(np.array(names, dtype=object), kind="stable")
     return Listing(
         role=role,
         folder=folder,
-        paths=tuple(files[i][1] for i in order),
-        names=tuple(files[i][0] for i in order),
-        stamps=np.array([files[i][2:] for i in order], dtype=np.int64).reshape(-1, 2),
-        labels=np.array([labels[i] for i in order], dtype=np.int64),
+        names=tuple(names[i] for i in order),
+        stamps=np.array(stamps, dtype=np.int64).reshape(-1, 2)[order],
+        labels=np.array(labels, dtype=np.int64)[order],
         class_names=tuple(class_names),
         notes=tuple(notes),
+        odd_paths={new: odd[old] for new, old in enumerate(order) if old in odd} if odd else {},
     )
+
+
+def _usual_path(folder: Path, name: str) -> str:
+    return os.path.join(folder, *name.split("/")[1:])

@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fer_helpers.layouts import (
@@ -166,14 +166,8 @@ def _list_numbered(found: Recognized, folders: dict, order: list[str]) -> dict[s
         listings[role] = _named(role, folder, files, emotions, notes)
     read = ", ".join(f"{number} as {name}" for number, name in meaning.items())
     first = listings["train"]
-    listings["train"] = make_listing(
-        first.role,
-        first.folder,
-        list(zip(first.names, first.paths, *first.stamps.T.tolist(), strict=True)),
-        first.labels,
-        first.class_names,
-        (*first.notes, f"read the numbered folders {read}"),
-    )
+    notes = (*first.notes, f"read the numbered folders {read}")
+    listings["train"] = replace(first, notes=notes)
     return listings
 
 
@@ -215,7 +209,8 @@ def _named(role, folder, files, emotions: Sequence[str], notes) -> Listing:
         raise DataError(
             f"{role} in {folder} has {len(classes)} class: a classifier needs at least two"
         )
-    return make_listing(role, folder, files, [classes.index(e) for e in emotions], classes, notes)
+    rows = ((*file, classes.index(e)) for file, e in zip(files, emotions, strict=True))
+    return make_listing(role, folder, rows, classes, notes)
 
 
 def _same_classes(listings: dict[str, Listing]) -> None:

@@ -20,7 +20,8 @@ class FaceSet:
         rows: int64 (N,), where the faces of this set stand in `pixels`.
         labels: int64 (N,), positions in `class_names`.
         class_names: K names, alphabetical; the eight emotions in the project's spelling.
-        files: str (N,), posix names relative to the dataset, "train/angry/Training_3908.jpg".
+        files: str (N,), posix names relative to the dataset, "train/angry/Training_3908.jpg";
+            references (dtype object), so that parts of a set share the text.
         split: "train", "selection", "val", "test", "PublicTest", "PrivateTest", ...
         dataset: "AffectNet", "FER2013" or what else was recognized.
         origin: "drawn" or "real".
@@ -48,7 +49,7 @@ class FaceSet:
             hashes = [hashlib.blake2b(x, digest_size=16).hexdigest() for x in self.images()]
             object.__setattr__(self, "pixel_hashes", np.array(hashes, dtype="S32"))
         if self.native is None:
-            object.__setattr__(self, "native", np.full(len(self), "", dtype="U1"))
+            object.__setattr__(self, "native", np.full(len(self), "", dtype=object))
 
     def __len__(self) -> int:
         """Number of faces N."""
@@ -158,10 +159,14 @@ def slice_positions(
     """
     left = _shares(faces.counts(), size)
     _, group = np.unique(faces.pixel_hashes if groups is None else groups, return_inverse=True)
-    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
-    keys = _shuffle_keys(faces.files, purpose)
+    members, ends = np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))
+    starts = ends - np.bincount(group)
+    keys = np.minimum.reduceat(_shuffle_keys(faces.files, purpose)[members], starts)
     chosen = [np.empty(0, np.int64)]
-    for positions in sorted(members, key=lambda positions: keys[positions].min()):
+    for which in np.argsort(keys, kind="stable"):
+        if not left.any():
+            break
+        positions = members[starts[which] : ends[which]]
         need = np.bincount(faces.labels[positions], minlength=len(left))
         if (need <= left).all():
             left = left - need

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -30,7 +31,7 @@ from fer_helpers.layouts import DataError, Listing
 
 Loaded = TypeVar("Loaded")
 
-FORMAT = 2  # raise it whenever what is written, or how a picture is decoded, changes
+FORMAT = 3  # raise it whenever what is written, or how a picture is decoded, changes
 KEEP_DAYS = 60  # an entry that nobody opens for so long is thrown away
 CHUNK_BYTES = 1 << 20  # decoded pixels per task: enough to hide the overhead of a task
 FILES_WORTH_A_POOL = 4000  # with fewer, one process is done before others have started
@@ -43,7 +44,7 @@ class Store:
     Attributes:
         pixels: uint8 (M, H, W, C), one row per listed file (rows of bad files are zero).
         hashes: bytes (M,), BLAKE2b hex of each picture's decoded pixels before any resize.
-        native: str (M,), mode and size in the file, "L 48x48".
+        native: str (M,), mode and size in the file, "L 48x48"; references to a few strings.
         bad: `{position: reason}` of the files that could not be read.
         content_hash: SHA-256 hex over sorted names and file bytes: the same on every machine.
         notes: what a reader should know: sizes brought together, no cache, ...
@@ -189,7 +190,7 @@ def _load(entry: Path, count: int) -> Store:
     about = json.loads((entry / "about.json").read_text(encoding="utf-8"))
     pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
     with np.load(entry / "table.npz", allow_pickle=False) as table:
-        hashes, native = table["hashes"], table["native"]
+        hashes, native = table["hashes"], table["kinds"].astype(object)[table["kind"]]
     if not len(pixels) == len(hashes) == len(native) == count:
         raise ValueError("the cache entry does not fit its key")
     return Store(
@@ -218,7 +219,8 @@ class _Builder:
                 np.lib.format.write_array_header_1_0(file, head)
                 self._decode(target, lambda start, chunk, file=file: file.write(chunk.data))
         table = self.summary()
-        np.savez(folder / "table.npz", hashes=table.hashes, native=table.native)
+        kinds, kind = np.unique(table.native.astype(str), return_inverse=True)
+        np.savez(folder / "table.npz", hashes=table.hashes, kinds=kinds, kind=kind.astype(np.int32))
         about = {
             "content_hash": table.content_hash,
             "bad": {str(position): reason for position, reason in table.bad.items()},
@@ -241,9 +243,8 @@ class _Builder:
 
     def _targets(self) -> Iterator[tuple[int, int]]:
         """Yield the size to decode to: a guess from a sample, then another if it was wrong."""
-        sample = self.listing.paths[:: max(1, len(self.listing.paths) // 64)]
         with _quiet():
-            sizes = Counter(_read(path, self.grey, None).size for path in sample)
+            sizes = Counter(_read(path, self.grey, None).size for path in self.listing.sample())
         sizes.pop((0, 0), None)
         guess = self._bounded(sizes) if sizes else (1, 1)
         yield guess
@@ -259,22 +260,22 @@ class _Builder:
 
     def _decode(self, target, put: Callable[[int, np.ndarray], object]) -> None:
         """Decode every file on every core, handing over chunks (n, H, W, C) in order."""
-        paths = self.listing.paths
+        count = len(self.listing.names)
         width, height = target
         length = max(1, CHUNK_BYTES // (width * height * (1 if self.grey else 3)))
         self.target, self.sizes, self.problems = target, Counter(), {}
-        self.digests = np.zeros((len(paths), 32), np.uint8)
-        self.hashes = np.zeros(len(paths), "S32")
-        self.native = np.zeros(len(paths), "U24")
+        self.digests = np.zeros((count, 32), np.uint8)
+        self.hashes = np.zeros(count, "S32")
+        self.native = np.full(count, "", object)
         channels = 1 if self.grey else 3
         bar = tqdm(
-            total=len(paths),
+            total=count,
             desc=f"Decoding {self.listing.role}",
             unit="img",
             disable=None if self.progress is None else not self.progress,
         )
         start = 0
-        decoded = _in_order(paths, length, self.grey, target)
+        decoded = _in_order(self.listing, length, self.grey, target)
         with bar, contextlib.closing(decoded):  # a full disk must not leave processes at work
             for pictures in decoded:
                 chunk = np.zeros((len(pictures), height, width, channels), np.uint8)
@@ -285,7 +286,7 @@ class _Builder:
                         continue
                     chunk[i] = picture.pixels
                     self.hashes[start + i] = picture.pixel_hash
-                    self.native[start + i] = picture.native
+                    self.native[start + i] = sys.intern(picture.native)
                     self.sizes[picture.size] += 1
                 put(start, chunk)
                 start += len(pictures)
@@ -343,22 +344,26 @@ def _quiet():
 
 
 def _in_order(
-    paths: Sequence[str], length: int, grey: bool, target: tuple[int, int]
+    listing: Listing, length: int, grey: bool, target: tuple[int, int]
 ) -> Iterator[list[_Picture]]:
-    """Yield the pictures of all paths, `length` at a time, decoded on every core if they are many.
+    """Yield the pictures of all files, `length` at a time, decoded on every core if they are many.
 
     By processes, since opening a small picture holds the GIL for most of its time: two threads were
     slower than one. joblib's do not import the caller's script again, as multiprocessing's would.
     """
     # Not in a process of multiprocessing: a daemon may have none of its own, and any other would
     # not end before these have been idle for their time.
-    alone = len(paths) < FILES_WORTH_A_POOL or multiprocessing.parent_process() is not None
+    count = len(listing.names)
+    alone = count < FILES_WORTH_A_POOL or multiprocessing.parent_process() is not None
     workers = 1 if alone else joblib.cpu_count()
     once = 8 * workers * length  # what may wait in memory until it is taken
     with joblib.Parallel(workers, return_as="generator", idle_worker_timeout=60) as pool:
-        for begin in range(0, len(paths), once):
-            end = min(begin + once, len(paths))
-            parts = (paths[start : min(start + length, end)] for start in range(begin, end, length))
+        for begin in range(0, count, once):
+            end = min(begin + once, count)
+            parts = (
+                [listing.path(i) for i in range(start, min(start + length, end))]
+                for start in range(begin, end, length)
+            )
             results = pool(joblib.delayed(_read_all)(part, grey, target) for part in parts)
             try:
                 for pictures in results:  # noqa: UP028 (`yield from` would close it on its own)

@@ -36,6 +36,7 @@ from tests.tiny import (
     same_weights,
     scored_faces,
     selection_faces,
+    some_soft_labels,
     some_votes,
     train,
     without_clock,
@@ -54,6 +55,8 @@ OPTIONS = {
     "growing": {"start_size": 8, "grow_until": 0.6},
     "votes": {"votes": some_votes(), "vote_weight": 0.5, "decay_norms": False, "clip_norm": 1.0},
     "mixed votes": {"votes": some_votes(), "vote_weight": 1.0, "mixup": 0.4, "ema": 0.9},
+    "soft labels": {"soft_labels": some_soft_labels(), "label_smoothing": 0.0},
+    "mixed soft labels": {"soft_labels": some_soft_labels(), "mixup": 0.4},
     "bf16": {"precision": "bf16", "early_stop": 1},
     "fp16": {"precision": "fp16", "clip_norm": 1.0},
 }
@@ -135,6 +138,29 @@ def test_votes_change_the_training_only_where_they_are_learned(tmp_path):
     unvoted, _ = train(tmp_path / "4", votes=nobody, vote_weight=0.5)
     assert not same_weights(plain, learned)
     assert not same_weights(unvoted, learned)
+
+
+def test_soft_labels_take_the_place_of_the_labels(tmp_path):
+    """Taught that every face is of the third class, the network says so, and hits count that."""
+    sure = np.eye(3, dtype=np.float32)[np.full(24, 2)]
+    model, result = train(tmp_path, epochs=20, soft_labels=sure, label_smoothing=0.0)
+    with torch.inference_mode():
+        assert (model(PREPROCESS(faces().images())).argmax(1) == 2).all()
+    assert result.history[-1]["train_accuracy"] == 1
+    phase = resuming.Phase(
+        faces(), None, recipe(keep="last", schedule="cosine"), PREPROCESS, AUGMENT, 0,
+        torch.device("cpu"), "fp32", soft_labels=some_soft_labels(),
+    )  # fmt: skip
+    _, targets, _ = Feed(phase)(np.array([5, 3]))
+    assert np.array_equal(targets.numpy(), some_soft_labels()[[5, 3]])
+
+
+def test_soft_labels_of_other_faces_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match=r"shape \(23, 3\).*needs \(24, 3\)"):
+        train(tmp_path, soft_labels=some_soft_labels(23))
+    train(tmp_path, deadline=PAST, soft_labels=some_soft_labels())
+    with pytest.raises(CheckpointError, match=r"soft labels was .* and is not there"):
+        train(tmp_path)
 
 
 def test_votes_are_mixed_like_the_labels():

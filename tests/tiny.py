@@ -58,6 +58,12 @@ def some_votes(n=24, choices=5):
     return (votes / np.maximum(votes.sum(1, keepdims=True), 1)).astype(np.float32)
 
 
+def some_soft_labels(n=24):
+    """Mostly the labels of `faces(n)`, with some doubt: shares of the three classes."""
+    doubt = np.random.default_rng(4).dirichlet(np.ones(3), n)
+    return (0.6 * np.eye(3)[np.arange(n) % 3] + 0.4 * doubt).astype(np.float32)
+
+
 def net(seed=0, **changes):
     torch.manual_seed(seed)
     small = {"backbone": "resnet18", "stem": "small2", "width": 8, "channels": 1, "head_hidden": 8}
@@ -81,7 +87,7 @@ def train(folder, model=None, *, train=None, selection=True, lines=None, **chang
         name: changes.pop(name)
         for name in (
             "deadline", "commit", "on_epoch", "device", "precision", "compile", "seed", "augment",
-            "votes",
+            "votes", "soft_labels",
         )
         if name in changes
     }  # fmt: skip

@@ -1,0 +1,72 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fer_helpers.checkpoints import load_model, save_model
+from fer_helpers.data import load_fer2013
+from fer_helpers.demo_faces import write_demo_faces
+from fer_helpers.models import build_model
+from fer_helpers.preprocess import Preprocess
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def distill(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    place = importlib.util.spec_from_file_location("distill", BENCHMARKS / "distill.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    torch.manual_seed(0)
+    names = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+    net = build_model(7, stem="small2", width=8, channels=1, attention="spatial")
+    preprocess = Preprocess(size=48, channels=1, grey=True)
+    save_model(tmp_path / "teacher.safetensors", net, names, preprocess, temperature=2.0)
+    return tmp_path / "teacher.safetensors"
+
+
+@pytest.mark.slow
+def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monkeypatch, capsys):
+    data = write_demo_faces(tmp_path / "drawn", per_class=12)
+    splits = load_fer2013(data / "fer2013" / "train", data / "fer2013" / "test", max_bad_share=0.1,
+                          cache_dir=tmp_path)  # fmt: skip
+    monkeypatch.setattr(sys.modules["ablation"], "SLICE", tmp_path / "slice.txt")
+    (tmp_path / "slice.txt").write_text("\n".join(splits.train.files[::3]))
+    recipe = tmp_path / "small.yaml"
+    text = (BENCHMARKS.parent / "params" / "cpu.yaml").read_text()
+    recipe.write_text(text.replace("MAX_BAD_SHARE: 0.01", "MAX_BAD_SHARE: 0.1"))
+    monkeypatch.setattr(sys, "argv", [
+        "distill", "--data", str(data), "--params", str(recipe), "--teachers", str(teacher),
+        "--start", str(teacher), "--epochs", "1", "--lr", "0.01", "--out", str(tmp_path / "out"),
+        "--final", str(tmp_path / "student.safetensors"),
+    ])  # fmt: skip
+    distill.main()
+    said = capsys.readouterr().out
+    assert "| student |" in said and "| teacher.safetensors |" in said and "PublicTest" in said
+    student = load_model(tmp_path / "student.safetensors")
+    assert student.extra["origin"] == "drawn" and len(student.extra["balanced_shift"]) == 7
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    assert {entry["stamp"]["split"] for entry in results} == {"PublicTest"}
+
+
+def test_teachers_speak_in_probabilities(distill, teacher):
+    from tests.tiny import faces
+
+    some = faces(names=load_model(teacher).class_names, n=14)
+    said = distill.say([load_model(teacher)] * 2, some, {"device": "cpu", "precision": "fp32"})
+    assert said.shape == (14, 7) and said.dtype == np.float32
+    np.testing.assert_allclose(said.sum(1), 1, atol=1e-5)
+    alone = distill.say([load_model(teacher)], some, {"device": "cpu", "precision": "fp32"})
+    np.testing.assert_allclose(said, alone, atol=1e-6)
+    with pytest.raises(SystemExit, match="not these classes"):
+        distill.say([load_model(teacher)], faces(), {"device": "cpu", "precision": "fp32"})
