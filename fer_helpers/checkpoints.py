@@ -226,7 +226,7 @@ def _read_about(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(text)
         version = int(about["format"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise CheckpointError(
             f"The description inside {path} cannot be read: take an intact copy."
         ) from None

@@ -383,6 +383,8 @@ def _check(given: dict) -> None:
         )
     if given["num_classes"] < 2:
         raise ValueError(f"num_classes is {given['num_classes']}; a classifier needs at least 2.")
+    if given["head_hidden"] < 0:
+        raise ValueError(f"head_hidden is {given['head_hidden']}; 0 leaves the hidden layer out.")
     if given["width"] < 1:
         raise ValueError(
             f"width is {given['width']}; give the channels of the first stage, say 64."

@@ -565,7 +565,7 @@ def write_metrics(run: Run, metrics: Mapping[str, Any]) -> Path:
     - `"slices"`: `{"stamp": stamp(...), "parts": {"sharpness": [...], ...}}`, with the rows of
       `exploration.accuracy_by_third`,
     - `"abstain"`: `{"stamp": stamp(...), "threshold", "coverage", "accuracy"}`,
-    - `"cross_dataset"`: a list of rows of `comparison.cross_dataset`.
+    - `"cross_dataset"`: a list of rows of `cross_dataset.cross_dataset`.
 
     Anything else is kept as it is.
 

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -276,21 +277,27 @@ class _Builder:
         )
         start = 0
         decoded = _in_order(self.listing, length, self.grey, target)
-        with bar, contextlib.closing(decoded):  # a full disk must not leave processes at work
-            for pictures in decoded:
-                chunk = np.zeros((len(pictures), height, width, channels), np.uint8)
-                for i, picture in enumerate(pictures):
-                    self.digests[start + i] = np.frombuffer(picture.digest, np.uint8)
-                    if picture.problem:
-                        self.problems[start + i] = picture.problem
-                        continue
-                    chunk[i] = picture.pixels
-                    self.hashes[start + i] = picture.pixel_hash
-                    self.native[start + i] = sys.intern(picture.native)
-                    self.sizes[picture.size] += 1
-                put(start, chunk)
-                start += len(pictures)
-                bar.update(len(pictures))
+        try:
+            with bar, contextlib.closing(decoded):  # a full disk must not leave processes at work
+                for pictures in decoded:
+                    chunk = np.zeros((len(pictures), height, width, channels), np.uint8)
+                    for i, picture in enumerate(pictures):
+                        self.digests[start + i] = np.frombuffer(picture.digest, np.uint8)
+                        if picture.problem:
+                            self.problems[start + i] = picture.problem
+                            continue
+                        chunk[i] = picture.pixels
+                        self.hashes[start + i] = picture.pixel_hash
+                        self.native[start + i] = sys.intern(picture.native)
+                        self.sizes[picture.size] += 1
+                    put(start, chunk)
+                    start += len(pictures)
+                    bar.update(len(pictures))
+        except BrokenProcessPool:
+            raise DataError(
+                f"{self.listing.role}: a process that decoded {self.listing.folder} was ended from "
+                "outside, most likely because memory ran out: close other programs and start again"
+            ) from None
         self._check()
 
     def _check(self) -> None:

@@ -165,9 +165,9 @@ from IPython.display import display
 from fer_helpers import evaluation, explain, exploration, inference, plots, runs
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
-from fer_helpers.comparison import cross_dataset, cross_dataset_table, load_others
 from fer_helpers.config import Config, settle_data
 from fer_helpers.corruptions import fixed_sample, robustness
+from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others
 
 # %%
 from fer_helpers.data import canonical_emotion, load_affectnet, load_fer2013

@@ -199,11 +199,13 @@ def forget(name):
     [
         (describe(format=99), "saved by a later release .format 99.*update fer_helpers"),
         (describe(format="new"), "cannot be read"),
+        (describe(format=float("inf")), "cannot be read"),
         (forget("format"), "cannot be read"),
         (describe(class_names=["Happy", "Sad"]), "names 2 classes but its network answers for 3"),
         (describe(class_names=["Sad", "Sad", "Happy"]), "names a class twice .Sad, Sad, Happy"),
         (describe(architecture={"num_classes": 3, "backbone": "x"}), "unknown here"),
         (describe(architecture={"num_classes": 3, "flavor": "x"}), "incomplete or unknown"),
+        (describe(architecture={"num_classes": 3, "head_hidden": -1}), "0 leaves the hidden layer"),
         (describe(preprocess={"size": 16, "crop": 3}), "incomplete or unknown"),
         (forget("extra"), "incomplete or unknown"),
         (forget("temperature"), "incomplete or unknown"),

@@ -1,4 +1,4 @@
-"""Reading run folders back, comparing them, and other people's datasets."""
+"""Reading run folders back and comparing them."""
 
 import json
 from dataclasses import replace
@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 
 from fer_helpers import comparison
-from fer_helpers.comparison import RunError, compare, read_run, read_runs, write_made_up_run
-from fer_helpers.data import DataError
-from fer_helpers.demo_faces import write_demo_faces
+from fer_helpers.comparison import compare, read_run, read_runs, write_made_up_run
 from fer_helpers.evaluation import mcnemar
-from fer_helpers.runs import stamp, write_predictions
+from fer_helpers.runs import write_predictions
 
 
 @pytest.fixture(scope="module")
@@ -194,82 +192,3 @@ def test_figures_say_drawn_and_take_any_name(tmp_path, records):
     ):
         figure.savefig(tmp_path / "figure.png")
     assert any("drawn" in t.get_text() for t in comparison.plot_histories(records).texts)
-
-
-# Other people's datasets
-
-
-class Faces:
-    """As much of a `FaceSet` as is looked at."""
-
-    def __init__(self, pixels, dataset, content_hash="", split="train", class_names=(), labels=()):
-        self.pixels, self.dataset, self.split = pixels, dataset, split
-        self.content_hash = content_hash or dataset
-        self.class_names, self.labels = class_names, np.asarray(labels)
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def images(self, positions):
-        return self.pixels[positions]
-
-
-def pictures(n, seed, channels=1):
-    return np.random.default_rng(seed).integers(256, size=(n, 6, 6, channels), dtype=np.uint8)
-
-
-def test_what_was_used_is_seen():
-    new = Faces(pictures(5, 0), "RAF-DB")
-    assert comparison.why_seen(new, [Faces(pictures(9, 1), "FER2013")]) == ""
-    assert "same files" in comparison.why_seen(new, [Faces(pictures(9, 1), "other", "RAF-DB")])
-    assert "was used" in comparison.why_seen(new, [Faces(pictures(9, 1), "raf-db", "another")])
-    shared = np.concatenate([pictures(9, 1), new.pixels[:2]])
-    assert comparison.why_seen(new, [Faces(shared, "FER2013")]).startswith("2 of 5")
-    in_color = Faces(np.repeat(shared, 3, axis=-1), "FER2013")
-    assert comparison.why_seen(new, [in_color]).startswith("2 of 5")
-
-
-def test_blank_pictures_make_nothing_seen():
-    blank = np.zeros((1, 6, 6, 1), dtype=np.uint8)
-    new = Faces(np.concatenate([pictures(3, 0), blank]), "RAF-DB")
-    used = Faces(np.concatenate([pictures(3, 1), blank]), "FER2013")
-    assert comparison.why_seen(new, [used]) == ""
-
-
-def test_a_foreign_set_is_scored_on_the_shared_classes():
-    # The model knows three classes, the set has two of them and one more, in another order.
-    new = Faces(
-        pictures(5, 0),
-        "CK+",
-        class_names=("Contempt", "Sad", "Anger"),
-        labels=[0, 1, 1, 2, 2],
-    )
-    logits = np.array([[9, 0, 0], [1, 9, 2], [3, 9, 2], [5, 9, 1], [1, 0, 2]], dtype=np.float32)
-    taken_on = stamp("test", 5, 1, 0, "none", "x", "drawn", dataset="CK+")
-    row = comparison.cross_dataset(
-        new, logits, ["Anger", "Happy", "Sad"], [new], taken_on, bootstrap=50
-    )
-    assert row["class_names"] == ["Anger", "Sad"]
-    assert (row["left_out"], row["stamp"]["n"]) == (1, 4)
-    # Without Happy: Sad, Anger (wrong), Anger, Sad (wrong).
-    assert row["numbers"]["accuracy"] == 0.5
-    assert row["numbers"]["confusion"] == [[1, 1], [1, 1]]
-    table = comparison.cross_dataset_table([row, {**row, "seen": ""}])
-    assert table["status"].str.startswith("seen").tolist() == [True, False]
-    with pytest.raises(RunError, match="shares 1"):
-        comparison.cross_dataset(new, logits, ["Anger", "x", "y"], [], taken_on)
-
-
-def test_other_sets_are_read_and_refused_before_training(tmp_path):
-    classes = ("Anger", "Happy", "Sad")
-    reading = {"cache_dir": tmp_path / "cache", "max_bad_share": 0.2}
-    drawn = write_demo_faces(tmp_path / "drawn", per_class=10)
-    assert comparison.load_others(" , ", classes, "drawn") == []
-    [test] = comparison.load_others(f" {drawn / 'fer2013'},", classes, "drawn", **reading)
-    assert (test.dataset, test.origin) == ("FER2013", "drawn")
-    with pytest.raises(RunError, match="drawn and real data never meet"):
-        comparison.load_others(str(drawn / "fer2013"), classes, "real", **reading)
-    with pytest.raises(RunError, match="shares 1"):
-        comparison.load_others(str(drawn / "fer2013"), ["Anger", "x"], "drawn", **reading)
-    with pytest.raises(DataError, match="nowhere"):
-        comparison.load_others(str(tmp_path / "nowhere"), classes, "drawn", **reading)

@@ -5,6 +5,7 @@ import gc
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -368,6 +369,21 @@ def test_many_files_are_decoded_by_processes_that_need_no_guard(tmp_path):
     alone = open_folder(root, tmp_path / "other")
     said = f"{alone.content_hash} {int(alone.pixels.sum())} {next(iter(alone.bad))}"
     assert done.stdout.split("\n") == ["begun", said, ""]
+
+
+def test_a_decoding_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces", 60)
+    monkeypatch.setattr(store, "FILES_WORTH_A_POOL", 1)
+    monkeypatch.setattr(store, "_read_all", _killed)
+    with pytest.raises(DataError, match=r"train: a process .* was ended from outside"):
+        open_folder(root, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+    monkeypatch.undo()
+    assert len(open_folder(root, tmp_path / "cache").pixels) == 60
+
+
+def _killed(*_):
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def test_a_disk_that_fills_up_stops_the_processes_without_a_remark(tmp_path, monkeypatch):

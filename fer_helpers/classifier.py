@@ -1,0 +1,203 @@
+"""What answers: a model with its preprocessing, class names and temperature, never mixed up."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from fer_helpers import faces as face_tools
+from fer_helpers.inference import predict_logits
+from fer_helpers.preprocess import Preprocess
+
+DRAWN_NOTE = "model trained on drawn faces"
+
+
+class PredictionError(ValueError):
+    """A prediction that cannot be made as asked; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with everything that an answer needs.
+
+    Attributes:
+        model: takes float32 (N, C, H, W), gives logits (N, K).
+        preprocess: one picture -> float32 (C, H, W): a `Preprocess`, or any transform that takes an
+            RGB PIL image.
+        class_names: names of the K outputs, in order.
+        temperature: the logits are divided by it before the softmax.
+        min_confidence: probability (0 to 1) below which an answer is uncertain.
+        note: stands in the note of every answer; "model trained on drawn faces" for such a model.
+        shift: added to the logits, one number per class; empty for none. The balanced operating
+            point is such a shift.
+    """
+
+    model: Callable[[torch.Tensor], torch.Tensor]
+    preprocess: Callable[[Any], torch.Tensor]
+    class_names: tuple[str, ...]
+    temperature: float = 1.0
+    min_confidence: float = 0.0
+    note: str = ""
+    shift: tuple[float, ...] = ()
+
+    @property
+    def margin(self) -> float:
+        """Margin of the training crops: AffectNet's if the model knows Contempt, else FER2013's."""
+        tight = "Contempt" not in self.class_names
+        return face_tools.FER_MARGIN if tight else face_tools.AFFECTNET_MARGIN
+
+    @property
+    def size(self) -> int | None:
+        """Side of the model input in pixels, None where the transform does not say."""
+        return getattr(self.preprocess, "size", None) if self._ours else None
+
+    @property
+    def _ours(self) -> bool:
+        return isinstance(self.preprocess, Preprocess)
+
+    def probabilities(
+        self, faces: Sequence[Image.Image], *, views: int = 1, batch_size: int = 64
+    ) -> np.ndarray:
+        """Calibrated probabilities (N, K), float64, of face crops of any sizes (PIL, L or RGB).
+
+        Args:
+            faces: the crops.
+            views: 1, or more for test-time augmentation (see `inference.predict_logits`).
+            batch_size: crops per forward pass.
+        """
+        if not faces:
+            return np.zeros((0, len(self.class_names)))
+        logits = self._logits(faces, views, batch_size)
+        if logits.shape != (len(faces), len(self.class_names)):
+            raise PredictionError(
+                f"The model gives {logits.shape[-1]} classes and class_names has "
+                f"{len(self.class_names)}: give the names it was trained with, in order."
+            )
+        if not np.isfinite(logits).all():
+            raise PredictionError("The model's outputs are not finite: its weights are damaged.")
+        scaled = torch.from_numpy(logits + np.array(self.shift or 0.0)).double() / self.temperature
+        return torch.softmax(scaled, dim=1).numpy()
+
+    def _logits(self, faces: Sequence[Image.Image], views: int, batch_size: int) -> np.ndarray:
+        if not self._ours:
+            if views > 1:
+                raise PredictionError(
+                    "views above 1 need the model's own Preprocess: leave transform out."
+                )
+            return self._forward([face.convert("RGB") for face in faces], batch_size)
+        arrays = [np.atleast_3d(np.asarray(face)) for face in faces]
+        shapes = sorted({array.shape for array in arrays})
+        if not isinstance(self.model, nn.Module) and views > 1:
+            raise PredictionError("views above 1 need the PyTorch model, not an exported one.")
+        if not isinstance(self.model, nn.Module) or (views == 1 and len(shapes) > 1):
+            return self._forward(arrays, batch_size)
+        # Equal shapes go through together; in a folder of crops that is all of them.
+        logits = [np.empty(0)] * len(faces)
+        for shape in shapes:
+            positions = [i for i, array in enumerate(arrays) if array.shape == shape]
+            stack = np.stack([arrays[i] for i in positions])
+            found = predict_logits(
+                self.model,
+                stack,
+                self.preprocess,
+                batch_size=batch_size,
+                device=self._device,
+                views=views,
+            )
+            for i, row in zip(positions, found, strict=True):
+                logits[i] = row
+        return np.stack(logits)
+
+    def _forward(self, pictures: Sequence[Any], batch_size: int) -> np.ndarray:
+        """Logits of pictures that are preprocessed one by one."""
+        training = getattr(self.model, "training", False)
+        if training:
+            self.model.eval()
+        parts = []
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(pictures), batch_size):
+                    batch = [self.preprocess(p) for p in pictures[start : start + batch_size]]
+                    logits = self.model(torch.stack(batch).to(self._device))
+                    parts.append(torch.as_tensor(logits).float().cpu())
+        finally:
+            if training:
+                self.model.train()
+        return torch.cat(parts).numpy()
+
+    @property
+    def _device(self) -> torch.device:
+        parameters = getattr(self.model, "parameters", None)
+        first = next(iter(parameters()), None) if parameters else None
+        return torch.device("cpu") if first is None else first.device
+
+
+def load_classifier(
+    model: Any = None,
+    transform: Callable[[Any], torch.Tensor] | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    temperature: float | None = None,
+    balanced: bool = False,
+) -> Classifier:
+    """Bring whatever was given as a model together with what belongs to it.
+
+    Args:
+        model: None for the newest run's or the shipped model; a path to a checkpoint or an ONNX
+            file; a loaded one; a `Classifier`; or an `nn.Module`, which needs `transform` and
+            `class_names`.
+        transform: wins over the checkpoint's preprocessing.
+        class_names: win over the checkpoint's.
+        temperature: wins over the checkpoint's.
+        balanced: read the model at its balanced operating point, which finds more of the rare
+            classes and is right a little less often (see `protocol.balance`).
+
+    Raises:
+        PredictionError: a bare module without transform or class names, or a model that carries no
+            balanced operating point.
+        CheckpointError: no such checkpoint, or none at all.
+    """
+    if model is None or isinstance(model, str | os.PathLike):
+        if model is not None and Path(model).suffix.lower() == ".onnx":
+            from fer_helpers.export import load_onnx
+
+            model = load_onnx(model)
+        else:
+            from fer_helpers.checkpoints import load_model
+
+            model = load_model(model)
+    whole = hasattr(model, "class_names") and hasattr(model, "preprocess")
+    transform = transform or (model.preprocess if whole else None)
+    class_names = class_names or (model.class_names if whole else None)
+    if transform is None or class_names is None:
+        missing = "transform" if transform is None else "class_names"
+        raise PredictionError(
+            f"The model is a bare {type(model).__name__}: give the {missing} of its training."
+        )
+    if temperature is None:
+        temperature = float(getattr(model, "temperature", 1.0)) if whole else 1.0
+    if not 0 < temperature < math.inf:
+        raise PredictionError(f"temperature is {temperature:g}: give a number above 0.")
+    extra = getattr(model, "extra", None) or {}
+    least = getattr(model, "min_confidence", None) or extra.get("min_confidence") or 0.0
+    shift = tuple(getattr(model, "shift", ()))
+    if balanced and not shift:
+        shift = tuple(extra.get("balanced_shift") or ())
+        if len(shift) != len(class_names):
+            raise PredictionError(
+                "The model carries no balanced operating point: train it with this version and a "
+                "selection set, or leave balanced out."
+            )
+    note = getattr(model, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
+    if whole:  # a checkpoint holds the module, an exported model runs by itself
+        model = model.model if hasattr(model, "model") else model.run
+    return Classifier(model, transform, tuple(class_names), temperature, float(least), note, shift)

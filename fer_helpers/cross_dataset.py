@@ -1,0 +1,173 @@
+"""Other people's datasets: the honest test of a face classifier was no part of its training.
+
+Whether that is so is looked up, not assumed: the same files, the same name, or single pictures that
+some phase trained or chose on make a set *seen*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fer_helpers.data import TestSet, load_faces
+from fer_helpers.evaluation import evaluate
+from fer_helpers.runs import RunError
+
+
+def why_seen(faces: Any, used: Sequence[Any]) -> str:
+    """Say why a set does not count as unseen; an empty text if nothing was found.
+
+    Looks for the same files (content hash), the same dataset name, and the same pixels in pictures
+    of the same size; blank pictures, which are all alike anyway, are left out.
+
+    Args:
+        faces: The `FaceSet` to be scored.
+        used: Every `FaceSet` that any phase trained or chose on.
+    """
+    for other in used:
+        if other.content_hash == faces.content_hash:
+            return f"the same files as {other.dataset} {other.split}"
+        if other.dataset.casefold() == faces.dataset.casefold():
+            return f"{other.dataset} was used ({other.split})"
+    own = _pixel_hashes(faces)
+    for other in used:
+        known = set(_pixel_hashes(other)) - {""}
+        shared = sum(digest in known for digest in own)
+        if shared:
+            return f"{shared:,} of {len(own):,} pictures are in {other.dataset} {other.split} too"
+    return ""
+
+
+def _pixel_hashes(faces: Any) -> list[str]:
+    """One hash per picture, "" for blank ones.
+
+    Not `FaceSet.pixel_hashes`: FER2013 is in circulation as three equal channels too, and such a
+    copy has to get the hash of its grey original.
+    """
+    hashes = []
+    for start in range(0, len(faces), 1024):
+        for image in faces.images(np.arange(start, min(start + 1024, len(faces)))):
+            if image.shape[-1] == 3 and (image == image[..., :1]).all():
+                image = image[..., :1]
+            blank = image.min() == image.max()
+            content = repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()
+            hashes.append("" if blank else hashlib.sha256(content).hexdigest())
+    return hashes
+
+
+def load_others(
+    folders: str, model_classes: Sequence[str], origin: str, **reading: Any
+) -> list[TestSet]:
+    """Read the sets that `EXTRA_TEST_DIRS` names: of each the split that is scored.
+
+    Done before training, so that a misspelled folder costs a second and not the night.
+
+    Args:
+        folders: separated by commas; empty for none.
+        model_classes: names of the classes that the model will answer with.
+        origin: `"drawn"` or `"real"`, as of the run.
+        **reading: other arguments of `data.load_faces`.
+
+    Raises:
+        DataError: a folder cannot be read.
+        RunError: a set shares fewer than two classes with the model, or drawn and real faces meet.
+    """
+    tests = []
+    for folder in filter(None, (part.strip() for part in folders.split(","))):
+        test = load_faces(folder, **reading).tests[0]
+        if test.origin != origin:
+            raise RunError(
+                f"EXTRA_TEST_DIRS: {folder} holds {test.origin} faces and this run is on {origin} "
+                "ones; drawn and real data never meet in one run, so leave it out."
+            )
+        _shared_classes(test, model_classes)
+        tests.append(test)
+    return tests
+
+
+def _shared_classes(faces: Any, model_classes: Sequence[str]) -> list[str]:
+    shared = [name for name in model_classes if name in faces.class_names]
+    if len(shared) < 2:
+        raise RunError(
+            f"{faces.dataset} shares {len(shared)} of the classes {', '.join(model_classes)}; at "
+            "least two are needed, so look at the names of its class folders."
+        )
+    return shared
+
+
+def cross_dataset(
+    faces: Any,
+    logits: np.ndarray,
+    model_classes: Sequence[str],
+    used: Sequence[Any],
+    stamp: Mapping[str, Any],
+    *,
+    temperature: float = 1.0,
+    bootstrap: int = 10_000,
+) -> dict[str, Any]:
+    """Score a set on the classes that it shares with the model: one line of the table.
+
+    Pictures of other classes are left out, and so are the model's scores of classes that the set
+    does not have.
+
+    Args:
+        faces: The `FaceSet` that was scored.
+        logits: (N, K) float, one column per class of the model.
+        model_classes: K names.
+        used: Every `FaceSet` that any phase trained or chose on; see `why_seen`.
+        stamp: From `runs.stamp`; its `n` becomes the number of pictures that were counted.
+        temperature: What the logits are divided by for NLL, Brier and ECE.
+        bootstrap: Draws for the intervals; 0 for none.
+
+    Returns:
+        `{"stamp", "seen" (a reason or ""), "class_names", "left_out" (pictures), "numbers"}`.
+
+    Raises:
+        RunError: Fewer than two classes are shared.
+    """
+    shared = _shared_classes(faces, model_classes)
+    position = {name: index for index, name in enumerate(shared)}
+    labels = np.array([position.get(name, -1) for name in faces.class_names])[faces.labels]
+    kept = labels >= 0
+    columns = [list(model_classes).index(name) for name in shared]
+    numbers = evaluate(
+        np.asarray(logits)[kept][:, columns],
+        labels[kept],
+        shared,
+        temperature=temperature,
+        bootstrap=bootstrap,
+    )
+    return {
+        "stamp": {**stamp, "n": int(kept.sum())},
+        "seen": why_seen(faces, used),
+        "class_names": shared,
+        "left_out": int((~kept).sum()),
+        "numbers": numbers,
+    }
+
+
+def cross_dataset_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Lay the entries of `cross_dataset` under each other; shares are 0..1."""
+    lines = []
+    for row in rows:
+        low, high = row["numbers"]["accuracy_interval"] or (None, None)
+        lines.append(
+            {
+                "dataset": row["stamp"]["dataset"],
+                "split": row["stamp"]["split"],
+                "origin": row["stamp"]["origin"],
+                "n": row["stamp"]["n"],
+                "left_out": row["left_out"],
+                "classes": len(row["class_names"]),
+                "accuracy": row["numbers"]["accuracy"],
+                "low": low,
+                "high": high,
+                "macro_f1": row["numbers"]["macro_f1"],
+                "status": f"seen: {row['seen']}" if row["seen"] else "cross-dataset",
+            }
+        )
+    return pd.DataFrame(lines)
