@@ -582,8 +582,10 @@ def upload_widget(model: Any = None, **options: Any) -> Any:
 
 # %% tags=["active-ipynb"]
 # from sklearn.linear_model import LogisticRegression
+# from torch import nn
 #
 # from fer_helpers.demo_faces import draw_face
+# from fer_helpers.preprocess import Preprocess
 #
 # names = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 # preprocess = Preprocess(size=24, channels=1)
