@@ -8,7 +8,7 @@ Each line is a process of its own that reads FER2013's two folders: decoded into
 first start, mapped from it on the second. The time is that of reading, without any import. Drawn
 sets are hard links to 100 small JPEGs, so they take no disk; their cache takes 2.3 kB per image and
 goes away at the end. Memory is the process's peak over what the bare import of torch needs. What
-grows in it is the table of names and hashes, below 1 kB per image; pixels stay on the disk. On
+grows in it is the table of names and hashes, 0.4 kB per image; pixels stay on the disk. On
 Windows there is no peak to ask for.
 """
 

@@ -13,18 +13,17 @@
 # dataset into plain arrays and decides, once and in one sentence, what is trained on, what choices
 # are made on and what is scored. Training never receives a test set, and its type says so.
 #
-# Four files do the work behind it: `layouts.py` and `neighbors.py` say what stands on disk,
-# `store.py` decodes it once into a uint8 array that later starts only map, and `splits.py` holds
-# the sets of faces themselves.
+# Five files do the work behind it: `layouts.py` and `neighbors.py` say what stands on disk,
+# `store.py` decodes it once into a uint8 array that later starts only map, `reading.py` counts what
+# cannot be read and puts the parts together, and `splits.py` holds the sets of faces themselves.
 
 # %%
 """Find and read a dataset: faces as uint8 arrays with labels, class names, splits and origin."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,16 +45,8 @@ from fer_helpers.layouts import (
     split_folder,
 )
 from fer_helpers.neighbors import LAYOUTS, Recognized, lister, recognize, subjects
-from fer_helpers.splits import (
-    FaceSet,
-    SelectionSet,
-    Splits,
-    TestSet,
-    TrainSet,
-    limit_faces,
-    slice_positions,
-)
-from fer_helpers.store import Store, open_store
+from fer_helpers.reading import DRAWN_MARKER, Reader, as_test
+from fer_helpers.splits import FaceSet, SelectionSet, Splits, TestSet, TrainSet, slice_positions
 
 __all__ = [
     "AFFECTNET_CLASSES",
@@ -75,177 +66,6 @@ __all__ = [
     "load_fer2013",
     "train_class_weights",
 ]
-
-# %% [markdown]
-# ## Reading
-#
-# Files that cannot be read are listed and counted. Below a stated share they are skipped with a
-# note, above it they are an error: a half-unpacked download must not become a result.
-
-# %%
-DRAWN_MARKER = "drawn_faces.json"  # what `demo_faces.write_demo_faces` leaves beside its folders
-
-
-@dataclass(frozen=True, eq=False)
-class _Reader:
-    """Reads the splits of one dataset the same way and collects what is worth saying."""
-
-    dataset: str
-    size: int | None
-    grey: bool
-    cache_dir: str | Path | None
-    selection_size: int
-    max_images: int
-    max_bad_share: float
-    progress: bool | None
-    notes: list[str] = field(default_factory=list)
-    bad_files: list[tuple[str, str]] = field(default_factory=list)
-
-    def __post_init__(self):
-        """Refuse sizes that mean nothing before anything is decoded."""
-        if self.selection_size < 0 or self.max_images < 0:
-            raise DataError("SELECTION_SIZE and MAX_IMAGES count images: set them to 0 or more")
-
-    def read(self, relist: Callable[[], Listing], listing: Listing | None = None) -> FaceSet:
-        """Decode what a function lists."""
-        listing = listing or relist()
-        store = open_store(
-            listing,
-            relist,
-            size=self.size,
-            grey=self.grey,
-            cache_dir=self.cache_dir,
-            progress=self.progress,
-        )
-        self.notes.extend(listing.notes + store.notes)
-        self.judge(listing.role, listing.folder, listing.names, store.bad)
-        return self._faces(listing, store)
-
-    def _faces(self, listing: Listing, store: Store) -> FaceSet:
-        good = np.delete(np.arange(len(listing.names)), list(store.bad))
-        counts = np.bincount(listing.labels[good], minlength=len(listing.class_names))
-        if not counts.all():
-            empty = listing.class_names[int(np.argmin(counts))]
-            raise DataError(
-                f"{listing.role}: no file of the class {empty} in {listing.folder} can be read: "
-                "unzip the dataset again"
-            )
-        places = list(listing.folder.resolve().parents)[:2]
-        drawn = any((place / DRAWN_MARKER).exists() for place in places)
-        return FaceSet(
-            pixels=store.pixels,
-            rows=good,
-            labels=listing.labels[good],
-            class_names=listing.class_names,
-            files=np.array(listing.names, dtype=object)[good],
-            split=listing.role,
-            dataset=self.dataset,
-            origin="drawn" if drawn else "real",
-            content_hash=store.content_hash,
-            pixel_hashes=store.hashes[good],
-            native=store.native[good],
-        )
-
-    def judge(self, role: str, where: Path, names: Sequence[str], bad: Mapping[int, str]) -> None:
-        """Note the bad files, or raise if they are too many."""
-        if not bad:
-            return
-        found = [(names[i], reason) for i, reason in sorted(bad.items())]
-        shown = "; ".join(f"{name}: {reason}" for name, reason in found[:5])
-        shown += f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        share = len(found) / len(names)
-        if share > self.max_bad_share:
-            raise DataError(
-                f"{role}: {len(found)} of {len(names)} files in {where} cannot be read ({shown}): "
-                f"that is {share:.2%}, more than MAX_BAD_SHARE {self.max_bad_share:.2%}; repair "
-                "or remove them, or raise MAX_BAD_SHARE"
-            )
-        self.notes.append(
-            f"{role}: {len(found)} of {len(names)} files cannot be read and are skipped ({shown})"
-        )
-        self.bad_files.extend(found)
-
-    def divide(
-        self,
-        train: FaceSet,
-        selection: FaceSet | None,
-        tests: Sequence[TestSet],
-        sentence: str,
-        groups: np.ndarray | None = None,
-    ) -> Splits:
-        """Put the parts together; without an official selection set, cut one from train.
-
-        Args:
-            train: the whole train folder.
-            selection: the official split to choose on, None where there is none.
-            tests: what is scored.
-            sentence: says what is scored.
-            groups: (N,), equal for training faces that must stay together; twins by default.
-        """
-        if selection is not None:
-            sentence += f" Choices are made on {selection.split} ({len(selection):,} images)."
-        elif self.selection_size == 0:
-            sentence += " Nothing is chosen: all training images are trained on (SELECTION_SIZE 0)."
-        else:
-            train, selection = self._cut_selection(train, groups)
-            sentence += (
-                f" Choices are made on a stratified slice of {len(selection):,} training images; "
-                f"{'twins' if groups is None else 'people'} stay on one side."
-            )
-        content = hashlib.sha256("\n".join(s.content_hash for s in (train, *tests)).encode())
-        common = {"content_hash": content.hexdigest()}
-        if self.max_images:
-            self.notes.append(
-                f"at most {self.max_images:,} images of each split are used (MAX_IMAGES)"
-            )
-
-        def finish(faces, kind):
-            limited = limit_faces(faces, self.max_images)
-            return limited.take(slice(None), as_type=kind, **common)
-
-        return Splits(
-            train=finish(train, TrainSet),
-            selection=None if selection is None else finish(selection, SelectionSet),
-            tests=tuple(finish(test, TestSet) for test in tests),
-            sentence=sentence,
-            notes=tuple(self.notes),
-            bad_files=tuple(self.bad_files),
-        )
-
-    def _cut_selection(self, train: FaceSet, groups) -> tuple[FaceSet, FaceSet]:
-        size = min(self.selection_size, len(train) // 5)
-        if size < self.selection_size:
-            self.notes.append(
-                f"the selection slice is {size:,} images, a fifth of train, not SELECTION_SIZE "
-                f"{self.selection_size:,}"
-            )
-        inside = np.zeros(len(train), bool)
-        inside[slice_positions(train, size, groups=groups)] = True
-        return train.take(~inside), train.take(inside, split="selection")
-
-    def divide_folders(self, sets: Mapping[str, FaceSet]) -> Splits:
-        """Divide what stands in `train` and perhaps `val` and `test` by the usual rule."""
-        train, val, test = sets["train"], sets.get("val"), sets.get("test")
-        scored = val if test is None else test
-        headline = as_test(scored, train.pixel_hashes)
-        sentence = f"{self.dataset}: {scored.split} ({len(scored):,} images) is scored."
-        return self.divide(train, val if test is not None else None, [headline], sentence)
-
-
-def as_test(faces: FaceSet, train_hashes: np.ndarray, split: str = "", stamp: str = "") -> TestSet:
-    """A set of faces to score: marks the ones whose pixels no training face has.
-
-    Args:
-        faces: the faces.
-        train_hashes: `pixel_hashes` of everything that is trained or chosen on.
-        split: new name of the split, if it gets one.
-        stamp: what must stand beside its numbers.
-    """
-    leak_free = ~np.isin(faces.pixel_hashes, train_hashes)
-    return faces.take(
-        slice(None), as_type=TestSet, split=split or faces.split, leak_free=leak_free, stamp=stamp
-    )
-
 
 # %% [markdown]
 # ## AffectNet
@@ -286,7 +106,7 @@ def load_affectnet(
         DataError: folders are missing, empty or not the eight classes, or too many files are bad.
     """
     parameter = "AFFECTNET_DIR"
-    reader = _Reader(
+    reader = Reader(
         "AffectNet", size, grey, cache_dir, selection_size, max_images, max_bad_share, progress
     )
     root = find_dataset(root, parameter, attach="dollyprajapati182/balanced-affectnet")
@@ -358,7 +178,7 @@ def load_fer2013(
         DataError: folders are missing, empty or not the seven classes, names and folders
             disagree, or too many files are bad.
     """
-    reader = _Reader(
+    reader = Reader(
         "FER2013", size, grey, cache_dir, selection_size, max_images, max_bad_share, progress
     )
     owner = "msambare/fer2013"
@@ -389,7 +209,7 @@ def load_fer2013(
 
 
 def _divide_fer(
-    reader: _Reader, train: FaceSet, test: FaceSet, halves: Mapping[str, np.ndarray]
+    reader: Reader, train: FaceSet, test: FaceSet, halves: Mapping[str, np.ndarray]
 ) -> Splits:
     hashes = train.pixel_hashes
     reader.notes.extend(_compare_with_official(train, halves))
@@ -539,7 +359,7 @@ def load_faces(
     elif found.layout == "affectnet":
         splits = load_affectnet(found.root, grey=bool(grey), **common)
     elif found.layout == "fer2013-csv":
-        splits = _load_csv(found.root, _Reader("FER2013", grey=True, **common))
+        splits = _load_csv(found.root, Reader("FER2013", grey=True, **common))
     else:
         splits = _load_listed(found, order, grey, common)
     return replace(splits, notes=(said, *splits.notes))
@@ -567,7 +387,7 @@ def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> S
     listings = relist()
     if grey is None:
         grey = _all_grey(listings["train"])
-    reader = _Reader(found.dataset, grey=grey, **common)
+    reader = Reader(found.dataset, grey=grey, **common)
     sets = {
         role: reader.read(lambda role=role: relist()[role], listing)
         for role, listing in listings.items()
@@ -577,7 +397,7 @@ def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> S
     return _divide_whole(reader, sets["train"], by_subject=found.layout == "ckplus")
 
 
-def _divide_whole(reader: _Reader, faces: FaceSet, by_subject: bool) -> Splits:
+def _divide_whole(reader: Reader, faces: FaceSet, by_subject: bool) -> Splits:
     groups = np.array(subjects(faces.files)) if by_subject else faces.pixel_hashes
     inside = np.zeros(len(faces), bool)
     inside[slice_positions(faces, len(faces) // 5, "test", groups)] = True
@@ -602,7 +422,7 @@ def _all_grey(listing: Listing) -> bool:
     return modes <= {"L", "1", "I;16"} and bool(modes)
 
 
-def _load_csv(path: Path, reader: _Reader) -> Splits:
+def _load_csv(path: Path, reader: Reader) -> Splits:
     path = csv_file(path)
     table, notes = read_table(path, reader.cache_dir, reader.progress)
     reader.notes.extend(f"{path.name}: {note}" for note in notes)
