@@ -17,6 +17,7 @@ and balanced point fitted on the slice, and scores that file once on the test fo
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ import torch
 from ablation import ROOT, cut_slice
 
 from fer_helpers.augment import Augment
-from fer_helpers.checkpoints import LoadedModel, load_model, save_model
+from fer_helpers.checkpoints import LoadedModel, load_model, save_model, weights_hash
 from fer_helpers.config import Config
 from fer_helpers.data import SelectionSet, Splits, TrainSet, load_fer2013
 from fer_helpers.evaluation import compare, evaluate, softmax
@@ -83,8 +84,9 @@ def main() -> None:
     ))  # fmt: skip
     teachers = [load_model(path, device) for path in options.teachers]
 
-    heard = options.out / "teachers.npy"
-    if not heard.exists():
+    known = [fer.train.content_hash, *(weights_hash(teacher.model) for teacher in teachers)]
+    heard = options.out / f"heard-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.npy"
+    if not heard.exists():  # it takes minutes, and a killed run should not wait for it again
         said = say(teachers, fer.train, where)
         options.out.mkdir(parents=True, exist_ok=True)
         replace_file(heard, partial(_save, array=said))
