@@ -139,7 +139,7 @@ def on_the_slice(
             low, high = (100 * end for end in pair["accuracy"]["interval"])
             row += f" {100 * pair['accuracy']['difference']:+.2f} ({low:+.2f} to {high:+.2f}) "
             row += f"| {pair['mcnemar']['p_value']:.3f} |"
-        lines.append(row)
+        lines.append(row if logits is not mine else row + " | |")
     return "\n".join(lines)
 
 
