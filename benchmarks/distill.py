@@ -84,7 +84,7 @@ def main() -> None:
     ))  # fmt: skip
     teachers = [load_model(path, device) for path in options.teachers]
 
-    known = [fer.train.content_hash, *(weights_hash(teacher.model) for teacher in teachers)]
+    known = [fer.train.content_hash, *((weights_hash(t.model), t.temperature) for t in teachers)]
     heard = options.out / f"heard-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.npy"
     if not heard.exists():  # it takes minutes, and a killed run should not wait for it again
         said = say(teachers, fer.train, where)
