@@ -35,7 +35,7 @@ $(STAMP): requirements.lock pyproject.toml
 run: setup  ## the whole workflow on drawn faces; results in runs/demo
 	mkdir -p build
 	$(BIN)/papermill "$(NOTEBOOK)" build/demo.ipynb -f params/demo.yaml
-	$(PY) -c 'from fer_helpers.runs import attach_notebook; print("Done. Open", attach_notebook("build/demo.ipynb", "runs/demo"), "in a browser; numbers, figures and checkpoints lie beside it.")'
+	$(PY) -c 'from fer_helpers.records import attach_notebook; print("Done. Open", attach_notebook("build/demo.ipynb", "runs/demo"), "in a browser; numbers, figures and checkpoints lie beside it.")'
 
 # Both executions of the demo begin without a run folder: the second one's is build/build/runs.
 test: check test-fast  ## style, tests, the notebook with every parameter file, the demo repeated by nbval, every notebook

@@ -35,8 +35,8 @@ from fer_helpers.files import replace_file
 from fer_helpers.inference import pick_device, pick_precision, predict_logits
 from fer_helpers.models import build_model, swap_head
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.runs import code_version
 from fer_helpers.training import train_phase
+from fer_helpers.versions import code_version
 
 ROOT = Path(__file__).parents[1]
 

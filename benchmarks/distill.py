@@ -7,9 +7,9 @@
 The student is the network of `params/cpu.yaml`, from scratch or from the weights of `--start`. It
 learns FER2013's train folder without the 3,000 images of docs/results/fer2013-selection-slice.txt,
 which teachers must not have learned either. Its targets are the label and what the teachers say
-about the same face (probabilities after their temperature, mean over teachers and over the face and
-its mirror image; Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"). That takes
-the place of label smoothing.
+about the same face (probabilities after their temperature, mean over teachers and over ten views;
+Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"). That takes the place of label
+smoothing. `--set FER_ERASE=0.5 MIXUP=0.2` changes parameters of the file.
 
 Killed, it continues to the bit with the same command. The table compares student and teachers on
 the slice. `--final`, for a frozen recipe, writes the student in half precision, with temperature
@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from ablation import ROOT, cut_slice
 
 from fer_helpers.augment import Augment
@@ -39,17 +40,20 @@ from fer_helpers.inference import pick_device, pick_precision, predict_logits
 from fer_helpers.models import EmotionNet, build_model, describe
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import balance, points_table, score_table, score_tests
-from fer_helpers.runs import code_version
 from fer_helpers.training import train_phase
+from fer_helpers.versions import code_version
+
+VIEWS = 10
+"""Of each face are shown to the teachers: together they are better than one, and are heard once."""
 
 
 def say(teachers: Sequence[LoadedModel], faces: TrainSet, where: dict) -> np.ndarray:
-    """What the teachers think of each face: probabilities (N, K), two views, float32."""
+    """What the teachers think of each face: probabilities (N, K), ten views, float32."""
     heard = 0
     for teacher in teachers:
         if teacher.class_names != faces.class_names:
             sys.exit(f"{teacher.path} knows {', '.join(teacher.class_names)}: not these classes.")
-        logits = predict_logits(teacher.model, faces, teacher.preprocess, views=2, **where)
+        logits = predict_logits(teacher.model, faces, teacher.preprocess, views=VIEWS, **where)
         heard = heard + softmax(logits / teacher.temperature)
     return (heard / len(teachers)).astype(np.float32)
 
@@ -62,15 +66,15 @@ def main() -> None:
     parser.add_argument("--teachers", type=Path, nargs="+", required=True)
     parser.add_argument("--share", type=float, default=0.4, help="of the target that teachers set")
     parser.add_argument("--start", type=Path, help="weights to begin with")
-    parser.add_argument("--epochs", type=int, default=0, help="0 takes the file's")
     parser.add_argument("--lr", type=float, default=0.0, help="of all weights; 0 takes the file's")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--final", type=Path, help="score the test folder and write the student")
     options = parser.parse_args()
     changes = {"phases": "fer2013", "label_smoothing": 0.0, "seed": options.seed}
-    if options.epochs:
-        changes["fer_epochs"] = options.epochs
+    for name, _, value in (change.partition("=") for change in options.set):
+        changes[name.lower()] = yaml.safe_load(value)
     if options.lr:
         changes |= dict.fromkeys(("fer_lr_backbone", "fer_lr_attention", "fer_lr_head"), options.lr)
     if options.start:
@@ -84,7 +88,8 @@ def main() -> None:
     ))  # fmt: skip
     teachers = [load_model(path, device) for path in options.teachers]
 
-    known = [fer.train.content_hash, *((weights_hash(t.model), t.temperature) for t in teachers)]
+    heads = ((weights_hash(teacher.model), teacher.temperature) for teacher in teachers)
+    known = [fer.train.content_hash, VIEWS, *heads]
     heard = options.out / f"heard-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.npy"
     if not heard.exists():  # it takes minutes, and a killed run should not wait for it again
         said = say(teachers, fer.train, where)

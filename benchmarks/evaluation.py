@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from fer_helpers import evaluation, exploration, plots, protocol, runs
+from fer_helpers import evaluation, exploration, plots, protocol, records, runs
 from fer_helpers.comparison import cross_dataset, cross_dataset_table
 from fer_helpers.corruptions import fixed_sample, robustness
 from fer_helpers.data import FER_CLASSES, SelectionSet, Splits, TestSet, TrainSet
@@ -96,7 +96,7 @@ class Explorer:
     def show(self, name: str, figure) -> None:
         """Write and show a figure, as the notebook does."""
         with timed("figures written as PNG and SVG, and shown"):
-            runs.save_figure(self.run, figure, name)
+            records.save_figure(self.run, figure, name)
             plots.png_bytes(figure)
 
     def gallery(self, name: str, positions: np.ndarray) -> None:
@@ -204,12 +204,12 @@ def keep(run: runs.Run, scored: list[protocol.Scored], metrics: dict, temperatur
     with timed("predictions, metrics, model card"):
         for score in scored:
             test = score.test
-            runs.write_predictions(
+            records.write_predictions(
                 run, files=test.files, labels=test.labels, class_names=FER_CLASSES,
                 probabilities=evaluation.softmax(score.logits, temperature), split=test.split,
                 dataset=test.dataset, leak_free=test.leak_free,
             )  # fmt: skip
-        runs.write_metrics(run, metrics)
+        records.write_metrics(run, metrics)
         model_card(run)
 
 

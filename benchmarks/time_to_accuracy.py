@@ -24,8 +24,8 @@ from fer_helpers.inference import pick_device, pick_precision
 from fer_helpers.models import build_model, describe
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import score_table, score_tests
-from fer_helpers.runs import code_version
 from fer_helpers.training import train_phase
+from fer_helpers.versions import code_version
 
 TARGET = 0.675
 

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Comparing runs
 #
-# `runs` writes the folder, this module reads it back and lays several runs beside each other. It
+# `records` writes the folder, this module reads it back and lays several runs beside each other. It
 # looks at nothing but the files of the folders, so the comparison can be made again years later, on
 # another machine, without the pictures and without the models.
 #
@@ -36,17 +36,8 @@ from matplotlib.ticker import MaxNLocator
 from fer_helpers.confusions import holm
 from fer_helpers.evaluation import evaluate, mcnemar, seeds_summary, softmax
 from fer_helpers.plots import PALETTE, as_percent, clean, in_style, new_figure
-from fer_helpers.runs import (
-    STATE,
-    Run,
-    RunError,
-    open_run,
-    scored,
-    stamp,
-    write_history,
-    write_metrics,
-    write_predictions,
-)
+from fer_helpers.records import scored, stamp, write_history, write_metrics, write_predictions
+from fer_helpers.runs import STATE, Run, RunError, open_run
 
 HISTORY = ("phase", "origin", "epoch")
 PREDICTIONS = ("dataset", "split", "file", "truth", "prediction", "leak_free", "origin")

@@ -119,7 +119,7 @@ def cross_dataset(
         logits: (N, K) float, one column per class of the model.
         model_classes: K names.
         used: Every `FaceSet` that any phase trained or chose on; see `why_seen`.
-        stamp: From `runs.stamp`; its `n` becomes the number of pictures that were counted.
+        stamp: From `records.stamp`; its `n` becomes the number of pictures that were counted.
         temperature: What the logits are divided by for NLL, Brier and ECE.
         bootstrap: Draws for the intervals; 0 for none.
 

@@ -24,7 +24,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from fer_helpers.config import Config, read_parameters
-from fer_helpers.runs import code_version
+from fer_helpers.versions import code_version
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = "Facial Emotion Recognition.ipynb"

@@ -32,7 +32,7 @@ from fer_helpers.evaluation import evaluate, fit_tau, fit_temperature, logit_adj
 from fer_helpers.inference import predict_logits
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.runs import scored, stamp
+from fer_helpers.records import scored, stamp
 
 # %% [markdown]
 # ## One test set

@@ -25,42 +25,33 @@
 # | `figures/` | each figure as PNG and SVG |
 # | `MODEL_CARD.md` | the story of the run, written from the files above and from nothing else |
 #
-# A folder is never overwritten and never deleted: it is continued, or moved aside.
+# A folder is never overwritten and never deleted: it is continued, or moved aside. `records` writes
+# what stands in it.
 
 # %%
-"""The run folder: what one run leaves behind, its stamps, its model card and its comparison."""
+"""The run folder: which one a run writes to, and whether an earlier one is continued."""
 
-import csv
 import errno
-import html
-import io
 import json
 import math
 import os
-import platform
 import re
 import shutil
-import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from fer_helpers.files import replace_file
 from fer_helpers.mounts import attached_files
-from fer_helpers.plots import savefig
+from fer_helpers.versions import code_version
 
 STATE = "run.json"
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
 
 
 # %% [markdown]
@@ -76,7 +67,7 @@ class RunError(RuntimeError):
 
 
 @contextmanager
-def _explained(doing: str, where: Path) -> Iterator[None]:
+def explained(doing: str, where: Path) -> Iterator[None]:
     """Turn an `OSError` into one sentence that says what a person can do about it."""
     try:
         yield
@@ -97,8 +88,35 @@ def write_file(path: Path, content: bytes | str) -> Path:
         RunError: The folder cannot be written or the disk is full; the old file is untouched then.
     """
     data = content.encode() if isinstance(content, str) else content
-    with _explained("write", Path(path)):
+    with explained("write", Path(path)):
         return replace_file(path, lambda partial: partial.write_bytes(data))
+
+
+def plain_values(value: Any, where: str) -> Any:
+    """Turn numpy values, tuples and paths into what JSON has: dicts, lists, numbers, text, None.
+
+    Args:
+        value: What is to be written, nested as it may be.
+        where: Its name, for the sentence.
+
+    Raises:
+        RunError: A value is NaN, infinite or none of these; the sentence says where it stands.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain_values(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RunError(f"{where} is {value}, which no result may be; find out where it comes from.")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise RunError(f"{where} is a {type(value).__name__}; keep numbers, text, lists, dicts only.")
 
 
 def _probe(folder: Path) -> None:
@@ -152,7 +170,7 @@ class Run:
     def path(self, name: str) -> Path:
         """Where a file of this run stands; its folder is made if it has to be."""
         path = self.folder / name
-        with _explained("write", path):
+        with explained("write", path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -238,7 +256,7 @@ def open_run(
     if run_name != Path(run_name).name or run_name == "..":
         raise RunError(f"RUN_NAME {run_name!r} is not a plain folder name; leave out slashes.")
     output = Path(output_dir)
-    with _explained("write to the output folder", output):
+    with explained("write to the output folder", output):
         output.mkdir(parents=True, exist_ok=True)
         _probe(output)
     wanted = json.loads(json.dumps({**fingerprint, "origin": origin}, default=str))
@@ -251,13 +269,14 @@ def open_run(
         run = _begin(output, run_name, wanted, origin, look=resume == "auto")
     elif resume == "never":
         aside = _free_name(output, run_name)
-        with _explained("move aside", named):
+        with explained("move aside", named):
             named.rename(aside)
         run = _start(named, wanted, origin, f"A new run; the earlier one now stands in {aside}.")
     else:
         run = _continue(named, output, run_name, wanted, origin)
 
-    parameters = {str(key).upper(): _plain(value, str(key)) for key, value in config_dict.items()}
+    parameters = plain_values(config_dict, "parameters")
+    parameters = {key.upper(): value for key, value in parameters.items()}
     write_file(
         run.folder / "params.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
     )
@@ -302,7 +321,7 @@ def _begin(output: Path, run_name: str, fingerprint: dict, origin: str, *, look:
 
 
 def _start(folder: Path, fingerprint: dict, origin: str, sentence: str) -> Run:
-    with _explained("make", folder):
+    with explained("make", folder):
         folder.mkdir(exist_ok=True)
     state = {
         "created": _now(),
@@ -369,7 +388,7 @@ def _writable(folder: Path) -> bool:
         _probe(folder)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            with _explained("write to", folder):
+            with explained("write to", folder):
                 raise
         return False
     return True
@@ -387,7 +406,7 @@ def _copy_of(source: Path, output: Path, run_name: str) -> Path:
             pass
         target = _free_name(output, target.name)
     partial = target.with_name(f".{target.name}.partial")
-    with _explained("copy the run to", target):
+    with explained("copy the run to", target):
         try:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(source, partial)
@@ -402,341 +421,6 @@ def _copy_of(source: Path, output: Path, run_name: str) -> Path:
 
 
 # %% [markdown]
-# ## Stamps
-#
-# What a score needs to be understood in a year.
-
-
-# %%
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that the numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
-def code_version() -> str:
-    """The commit of this code: from `FER_COMMIT`, else from git, else `"unknown"`.
-
-    A commit from git ends in `+changes` when tracked files of the code differ from it.
-    """
-    return os.environ.get("FER_COMMIT", "").strip() or _git_commit()
-
-
-@cache
-def _git_commit() -> str:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        return done.stdout.strip()
-
-    code = [".", "../notebooks/*.py"]
-    try:
-        # Installed below another project's repository, that project's commit would be the answer.
-        git("ls-files", "--error-unmatch", "__init__.py")
-        commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{commit}+changes" if changed else commit
-
-
-def stamp(
-    split: str,
-    n: int,
-    views: int,
-    seed: int,
-    selection_set: str,
-    content_hash: str,
-    origin: str,
-    *,
-    dataset: str,
-    device: str = "cpu",
-    precision: str = "fp32",
-    note: str = "",
-) -> dict[str, Any]:
-    """Say what a score was taken on, as a JSON-able dict.
-
-    Args:
-        split: Name of the split as data.py gives it, such as `"PrivateTest"`.
-        n: Number of pictures scored.
-        views: Views averaged per picture; 1 is without test-time augmentation.
-        seed: The seed of the run.
-        selection_set: What the epoch was chosen on, in words: `"PublicTest (3,589)"`, or `"none"`.
-        content_hash: Hash over names and bytes of the files the pictures came from.
-        origin: `"drawn"` or `"real"`.
-        dataset: Name of the dataset.
-        device: Kind of device, such as `"cpu"` or `"NVIDIA T4"`.
-        precision: `"fp32"`, `"bf16"` or `"fp16"`.
-        note: What a reader must know, such as `"contains the selection split"`.
-    """
-    return {
-        "dataset": dataset,
-        "split": split,
-        "n": int(n),
-        "views": int(views),
-        "seed": int(seed),
-        "selection_set": selection_set,
-        "content_hash": content_hash,
-        "origin": origin,
-        "note": note,
-        "device": str(device),
-        "precision": precision,
-        "code": code_version(),
-        "versions": versions(),
-    }
-
-
-def scored(
-    stamp: Mapping[str, Any],
-    numbers: Mapping[str, Any],
-    *,
-    leak_free: Mapping[str, Any] | None = None,
-    headline: bool = False,
-) -> dict[str, Any]:
-    """Join a stamp and its numbers: one entry of `metrics["results"]`.
-
-    Args:
-        stamp: From `stamp`.
-        numbers: From `evaluation.evaluate`, over all pictures of the split.
-        leak_free: The same without the pictures that also stand in train; None if nobody looked.
-        headline: Whether this is the number to quote for its dataset.
-
-    Raises:
-        RunError: `numbers` are over another number of pictures than the stamp says.
-    """
-    if stamp["n"] != numbers["n"] or (leak_free is not None and leak_free["n"] > numbers["n"]):
-        raise RunError(
-            f"The stamp of {stamp['split']} says {stamp['n']} pictures and its numbers "
-            f"{numbers['n']}; stamp the set that was scored."
-        )
-    return {
-        "headline": bool(headline),
-        "stamp": dict(stamp),
-        # The keys of a JSON file are sorted, so the order of the classes is kept in a list.
-        "class_names": list(numbers["per_class"]),
-        "numbers": dict(numbers),
-        "leak_free": None if leak_free is None else dict(leak_free),
-    }
-
-
-# %% [markdown]
-# ## What a run writes
-
-
-# %%
-def _plain(value: Any, where: str) -> Any:
-    """Numpy and tuples to what JSON has; refuses what it has not, saying where it stands."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RunError(f"{where} is {value}, which no result may be; find out where it comes from.")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise RunError(f"{where} is a {type(value).__name__}; keep numbers, text, lists, dicts only.")
-
-
-def _origins(value: Any) -> set[str]:
-    if isinstance(value, dict):
-        own = {value["origin"]} if isinstance(value.get("origin"), str) else set()
-        return own.union(*map(_origins, value.values()))
-    return set().union(*map(_origins, value)) if isinstance(value, list) else set()
-
-
-def write_metrics(run: Run, metrics: Mapping[str, Any]) -> Path:
-    """Write `metrics.json`: keys sorted, floats exact, no clock, so equal runs give equal bytes.
-
-    `metrics["results"]` is a list of `scored(...)`, headline first. The model card also reads,
-    where they are present,
-
-    - `"robustness"`: `{"stamp": stamp(...), "accuracy": {"blur": [level 0, level 1, ...], ...}}`,
-    - `"slices"`: `{"stamp": stamp(...), "parts": {"sharpness": [...], ...}}`, with the rows of
-      `exploration.accuracy_by_third`,
-    - `"abstain"`: `{"stamp": stamp(...), "threshold", "coverage", "accuracy"}`,
-    - `"cross_dataset"`: a list of rows of `cross_dataset.cross_dataset`.
-
-    Anything else is kept as it is.
-
-    Raises:
-        RunError: A value is NaN, infinite or no plain data; drawn and real data meet; the disk is
-            full.
-    """
-    plain = _plain(metrics, "metrics")
-    foreign = _origins(plain) - {run.origin}
-    if foreign:
-        raise RunError(
-            f"This run is on {run.origin} faces and its metrics hold {', '.join(sorted(foreign))} "
-            "ones; drawn and real data never meet in one run, so open one run for each."
-        )
-    plain["origin"] = run.origin
-    text = json.dumps(plain, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    return write_file(run.folder / "metrics.json", text + "\n")
-
-
-def write_timing(run: Run, timing: Mapping[str, Any]) -> Path:
-    """Add what the clock said (name -> seconds) to `timing.json`; equal names are replaced."""
-    path = run.folder / "timing.json"
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
-    both = {**before, **_plain(timing, "timing")}
-    return write_file(path, json.dumps(both, indent=1, sort_keys=True) + "\n")
-
-
-# %%
-def _replace_rows(path: Path, rows: list[dict[str, Any]], keys: tuple[str, ...]) -> Path:
-    """Put `rows` into a CSV in place of those with the same keys, and sort by the keys.
-
-    What was written before is kept as text: nothing is parsed, so nothing can change. Sorted, a
-    resumed run leaves the same bytes as one that went through.
-    """
-    fresh = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
-    replaced = {tuple(row[key] for key in keys) for row in fresh}
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as stream:
-            old = list(csv.DictReader(stream))
-        fresh += [row for row in old if tuple(row.get(key, "") for key in keys) not in replaced]
-    fresh.sort(key=lambda row: tuple(row.get(key, "") for key in keys))
-    columns = list(dict.fromkeys(name for row in fresh for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(fresh)
-    return write_file(path, text.getvalue())
-
-
-def write_history(run: Run, phase: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write the epochs of a phase to `history.csv`; earlier lines of the same phase are replaced.
-
-    Args:
-        run: The run.
-        phase: `"affectnet"` or `"fer2013"`.
-        rows: One mapping per epoch, as `training.train_phase` returns them.
-    """
-    lines = [{"phase": phase, "origin": run.origin, **row} for row in rows]
-    return _replace_rows(run.folder / "history.csv", lines, ("phase",))
-
-
-def write_predictions(
-    run: Run,
-    *,
-    files: Sequence[str],
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    class_names: Sequence[str],
-    dataset: str,
-    split: str,
-    leak_free: np.ndarray | None = None,
-) -> Path:
-    """Write one line per picture to `predictions.csv`; the split's earlier lines are replaced.
-
-    Columns: `dataset, split, file, truth, prediction, leak_free, origin, p_<class>` ... A class
-    that this split does not know has no probability. `leak_free` is empty where nobody looked.
-
-    Args:
-        run: The run.
-        files: (N,) names relative to the dataset.
-        labels: (N,) int.
-        probabilities: (N, K) in 0..1, each row adding up to 1.
-        class_names: K names.
-        dataset: Name of the dataset.
-        split: Name of the split.
-        leak_free: (N,) bool; None where train was not searched for twins.
-
-    Raises:
-        RunError: Lengths disagree, or rows are no probabilities (logits, NaN).
-    """
-    exact = np.asarray(probabilities)
-    probabilities = exact.astype(np.float32)
-    labels = np.asarray(labels)
-    shape = (len(files), len(class_names))
-    if probabilities.shape != shape or labels.shape != shape[:1]:
-        raise RunError(
-            f"{split}: {shape[0]} files and {shape[1]} classes do not go with {labels.shape} "
-            f"labels and {probabilities.shape} probabilities; give the arrays of one split."
-        )
-    sums = probabilities.sum(axis=1, dtype=np.float64)
-    if len(files) and not (np.all(probabilities >= 0) and np.allclose(sums, 1, atol=1e-3)):
-        raise RunError(
-            f"{split}: the rows are no probabilities; pass logits through evaluation.softmax."
-        )
-    # Not of the rounded ones: to float32 two near chances may be the same.
-    answers = exact.argmax(axis=1)
-    known = np.asarray([""] * len(files) if leak_free is None else leak_free)
-    lines = [
-        {
-            "dataset": dataset,
-            "split": split,
-            "file": file,
-            "truth": class_names[label],
-            "prediction": class_names[answer],
-            "leak_free": free,
-            "origin": run.origin,
-            **{f"p_{name}": value for name, value in zip(class_names, row, strict=True)},
-        }
-        for file, label, answer, row, free in zip(
-            files, labels, answers, probabilities, known, strict=True
-        )
-    ]
-    return _replace_rows(run.folder / "predictions.csv", lines, ("dataset", "split"))
-
-
-# %%
-def save_figure(run: Run, fig: Figure, name: str) -> Path:
-    """Save a figure as `figures/<name>.png` and `.svg`, the same bytes each time; returns the PNG.
-
-    A figure of a run on drawn faces that does not say so gets the words into its corner.
-    """
-    words = " ".join(text.get_text().lower() for text in fig.findobj(Text))
-    if run.origin == "drawn" and "drawn" not in words:
-        fig.text(0.995, 0.005, "drawn faces", ha="right", va="bottom", fontsize=7, alpha=0.7)
-    plain_name = re.sub(r"[^\w.-]+", "_", name)
-    with _explained("write", run.folder / "figures"):
-        png, _ = savefig(fig, run.folder / "figures", plain_name)
-    return png
-
-
-def attach_notebook(executed_ipynb: str | Path, run_folder: str | Path) -> Path:
-    """Copy the executed notebook into the run folder and render it as HTML beside it.
-
-    Returns:
-        The HTML file.
-
-    Raises:
-        RunError: The notebook cannot be read or the folder cannot be written.
-    """
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    source, folder = Path(executed_ipynb), Path(run_folder)
-    try:
-        notebook = nbformat.read(source, as_version=4)
-    except (OSError, ValueError, nbformat.ValidationError) as error:
-        raise RunError(f"{source} is no notebook that can be read ({error}).") from error
-    copy = folder / source.name
-    if copy.resolve() != source.resolve():
-        write_file(copy, source.read_bytes())
-    body, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": "notebook"}})
-    # Older nbconvert writes the name into the title as it is, newer escapes it: set it ourselves.
-    title = f"<title>{html.escape(source.stem)}</title>"
-    body = re.sub(r"<title>.*?</title>", lambda _: title, body, count=1, flags=re.DOTALL)
-    return write_file(copy.with_suffix(".html"), body)
-
-
-# %% [markdown]
 # ## Demo
 #
 # Two starts of the same run, and one with another seed: the first two share a folder, the third is
@@ -745,7 +429,7 @@ def attach_notebook(executed_ipynb: str | Path, run_folder: str | Path) -> Path:
 # %% tags=["active-ipynb"]
 # import tempfile
 #
-# from fer_helpers.runs import RunError, open_run, scored, stamp, write_metrics
+# from fer_helpers.runs import RunError, open_run
 #
 # scratch = tempfile.TemporaryDirectory()
 # parameters = {"seed": 42, "batch_size": 32}
@@ -756,17 +440,4 @@ def attach_notebook(executed_ipynb: str | Path, run_folder: str | Path) -> Path:
 #     open_run(scratch.name, "demo", parameters, {"seed": 43}, origin="drawn")
 # except RunError as error:
 #     print(str(error).replace(str(first.folder), "runs/demo"))
-
-# %% [markdown]
-# A score and its stamp, as they stand in `metrics.json` (made-up numbers).
-
-# %% tags=["active-ipynb"]
-# numbers = {"n": 100, "accuracy": 0.81, "accuracy_interval": [0.73, 0.88], "per_class": {}}
-# taken_on = stamp(
-#     "PrivateTest", 100, 1, 42, "PublicTest (100)", "4f2a", "drawn", dataset="FER2013"
-# )
-# path = write_metrics(first, {"results": [scored(taken_on, numbers, headline=True)]})
-# print([line.strip() for line in path.read_text().splitlines() if "accuracy" in line])
-# print({key: taken_on[key] for key in ("dataset", "split", "n", "selection_set", "origin")})
-# print(sorted(path.name for path in first.folder.iterdir()))
 # scratch.cleanup()

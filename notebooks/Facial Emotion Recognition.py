@@ -162,7 +162,7 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from fer_helpers import evaluation, explain, exploration, inference, plots, runs
+from fer_helpers import evaluation, explain, exploration, inference, plots, records, runs, versions
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
 from fer_helpers.config import Config, settle_data
@@ -260,7 +260,7 @@ note = "drawn faces" if config.drawn else ""
 # %%
 def show(figure, name):
     """Keep a figure in the run folder and show it."""
-    runs.save_figure(run, figure, name)
+    records.save_figure(run, figure, name)
     display(figure)
 
 
@@ -268,7 +268,7 @@ def play(draw, name, **choices):
     """Like `show` for what `draw` draws, with widgets for its choices where they can be used."""
     figure = explore(draw, **choices)
     if figure is not None:
-        runs.save_figure(run, figure, name)
+        records.save_figure(run, figure, name)
 
 
 # %% [markdown]
@@ -413,7 +413,7 @@ print(f"Training will take about {minutes:.0f} minutes here; faster: {faster}.")
 # %%
 machine = {
     "seed": config.seed, **where, "compile": config.compile,
-    "deadline": deadline, "commit": runs.code_version(), "extra": {"origin": run.origin},
+    "deadline": deadline, "commit": versions.code_version(), "extra": {"origin": run.origin},
 }  # fmt: skip
 timing = {}
 events = events_folder(run.folder / "tensorboard") if config.tensorboard else None
@@ -445,7 +445,7 @@ if affectnet:
 
 # %%
 if affectnet and phase1.history:
-    runs.write_history(run, "affectnet", phase1.history)
+    records.write_history(run, "affectnet", phase1.history)
     timing["affectnet"] = sum(row["seconds"] for row in phase1.history)
     show(curves("affectnet", phase1.history, phase1.best_epoch), "affectnet-history")
 
@@ -459,7 +459,7 @@ def keep_predictions(scores, temperature):
     """Write the probabilities of one view of every scored set into the run folder."""
     for score in scores:
         test = score.test
-        path = runs.write_predictions(
+        path = records.write_predictions(
             run, files=test.files, labels=test.labels, class_names=test.class_names,
             probabilities=evaluation.softmax(score.logits, temperature), dataset=test.dataset,
             split=test.split, leak_free=test.leak_free,
@@ -508,7 +508,7 @@ if fer and not stopped:
 
 # %%
 if final == "fer2013" and phase2.history:
-    runs.write_history(run, "fer2013", phase2.history)
+    records.write_history(run, "fer2013", phase2.history)
     timing["fer2013"] = sum(row["seconds"] for row in phase2.history)
     metrics["training"]["fer2013"] = {
         "best_epoch": phase2.best_epoch, "selection_set": describe_selection(fer.selection),
@@ -594,7 +594,7 @@ save_model(
     extra={**extra, "min_confidence": config.min_confidence, "balanced_shift": balanced_shift},
 )  # fmt: skip
 keep_predictions(scores, temperature)
-runs.write_metrics(run, metrics)
+records.write_metrics(run, metrics)
 
 # %% [markdown]
 # ## Explore
@@ -835,7 +835,7 @@ used = [faces for s in datasets.values() for faces in (s.train, s.selection) if 
 rows = []
 for other in others:
     logits = inference.predict_logits(model, other, pre, **where)
-    stamp = runs.stamp(
+    stamp = records.stamp(
         other.split, len(other), 1, config.seed, describe_selection(splits.selection),
         other.content_hash, other.origin, dataset=other.dataset, device=device.type,
         precision=precision,
@@ -885,8 +885,8 @@ if button is not None:
 # said, and the model card, which is written from these files and from nothing else.
 
 # %% tags=["nbval-ignore-output"]
-runs.write_metrics(run, metrics)
-runs.write_timing(run, {**timing, "total": time.monotonic() - started})
+records.write_metrics(run, metrics)
+records.write_timing(run, {**timing, "total": time.monotonic() - started})
 if not stopped:
     run.finish()
 model_card(run)

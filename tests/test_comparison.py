@@ -9,7 +9,7 @@ import pytest
 from fer_helpers import comparison
 from fer_helpers.comparison import compare, read_run, read_runs, write_made_up_run
 from fer_helpers.evaluation import mcnemar
-from fer_helpers.runs import write_predictions
+from fer_helpers.records import write_predictions
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import pytest
 from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others, why_seen
 from fer_helpers.data import DataError
 from fer_helpers.demo_faces import write_demo_faces
-from fer_helpers.runs import RunError, stamp
+from fer_helpers.records import stamp
+from fer_helpers.runs import RunError
 
 
 class Faces:

@@ -47,7 +47,8 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     recipe.write_text(text.replace("MAX_BAD_SHARE: 0.01", "MAX_BAD_SHARE: 0.1"))
     monkeypatch.setattr(sys, "argv", [
         "distill", "--data", str(data), "--params", str(recipe), "--teachers", str(teacher),
-        "--start", str(teacher), "--epochs", "1", "--lr", "0.01", "--out", str(tmp_path / "out"),
+        "--start", str(teacher), "--set", "FER_EPOCHS=1", "MIXUP=0.2", "--lr", "0.01",
+        "--out", str(tmp_path / "out"),
         "--final", str(tmp_path / "student.safetensors"),
     ])  # fmt: skip
     distill.main()

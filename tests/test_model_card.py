@@ -7,7 +7,8 @@ import pytest
 
 from fer_helpers.comparison import write_made_up_run
 from fer_helpers.model_card import escape, model_card
-from fer_helpers.runs import RunError, open_run, write_metrics
+from fer_helpers.records import write_metrics
+from fer_helpers.runs import RunError, open_run
 
 
 @pytest.fixture

@@ -1,0 +1,47 @@
+"""Which code and which packages made a number."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def code_version() -> str:
+    """The commit of this code: from `FER_COMMIT`, else from git, else `"unknown"`.
+
+    A commit from git ends in `+changes` when tracked files of the code differ from it.
+    """
+    return os.environ.get("FER_COMMIT", "").strip() or _git_commit()
+
+
+@cache
+def _git_commit() -> str:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout.strip()
+
+    code = [".", "../notebooks/*.py"]
+    try:
+        # Installed below another project's repository, that project's commit would be the answer.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{commit}+changes" if changed else commit
