@@ -10,7 +10,10 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for folder in (options.annotate, options.csv and options.csv.parent):
             if folder is not None:  # said now, not after a thousand pictures
                 folder.mkdir(parents=True, exist_ok=True)
+        if options.csv is not None and options.csv.exists():
+            options.csv.open("a").close()  # a folder, or open in another program
         table = predict_images(
             options.pictures,
             load_classifier(options.model, balanced=options.balanced),
@@ -85,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             detector=options.detector,
             annotate_to=options.annotate,
         )
+        say(table)  # before anything is written, which may fail
         if options.csv is not None:
             # Names of files need not be text; what is not is written as \udc80 and the like.
             table.to_csv(
@@ -104,15 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
 
+    unreadable = int(table["error"].sum())
+    if unreadable:
+        print(f"{unreadable} of the inputs could not be read.", file=sys.stderr)
+    return 1 if unreadable else 0
+
+
+def say(table: pd.DataFrame) -> None:
+    """Print a line for every row of `predict_images`."""
     for row in table.itertuples():
         if row.error:
             print(f"error: {row.note}", file=sys.stderr)
         else:
             print(f"{row.file}: {describe(row)}")
-    unreadable = int(table["error"].sum())
-    if unreadable:
-        print(f"{unreadable} of the inputs could not be read.", file=sys.stderr)
-    return 1 if unreadable else 0
 
 
 def describe(row: Any) -> str:

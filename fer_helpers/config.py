@@ -24,7 +24,13 @@ from pydantic import (
     model_validator,
 )
 
-from fer_helpers.layouts import DataError, find_dataset, holds_class_folders, holds_split_folders
+from fer_helpers.layouts import (
+    DataError,
+    find_dataset,
+    holds_class_folders,
+    holds_split_folders,
+    local_path,
+)
 
 DRAWN = "drawn"
 """The value of the three data folders that asks for the embedded drawn faces."""
@@ -423,6 +429,10 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The parameter file {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"The parameter file {path} is not UTF-8 text: save it as UTF-8."
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"The parameter file {path} is not valid YAML: {error}.") from None
     if not isinstance(values, dict):
@@ -460,7 +470,7 @@ def settle_data(config: Config, demo_file: str | Path | None = None) -> tuple[Co
 
 def _is_there(name: str, path: str) -> bool:
     """Whether `data` will find this folder, in whichever form Kaggle mounts it."""
-    if Path(path).expanduser().exists():
+    if os.path.exists(local_path(path)):
         return True
     accepts = holds_split_folders if name == "affectnet_dir" else holds_class_folders
     try:
@@ -527,5 +537,5 @@ def _refuse_missing(config: Config, missing: list[str]) -> None:
 
 def _nearest(path: str) -> Path:
     """The longest part of `path` that exists."""
-    full = Path(path).expanduser().absolute()
+    full = local_path(path).absolute()
     return next(parent for parent in (full, *full.parents) if parent.exists())

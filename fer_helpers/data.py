@@ -42,6 +42,7 @@ from fer_helpers.layouts import (
     find_dataset,
     holds_class_folders,
     list_class_folders,
+    local_path,
     split_folder,
 )
 from fer_helpers.neighbors import LAYOUTS, Recognized, lister, recognize, subjects
@@ -283,14 +284,16 @@ def _compare_with_official(train: FaceSet, halves: Mapping[str, np.ndarray]) -> 
 
 def _pool(test: FaceSet, halves: Sequence[TestSet]) -> TestSet:
     """Both halves as one test set, in the order of the folder."""
-    rows = np.concatenate([half.rows for half in halves])
-    leak_free = np.concatenate([half.leak_free for half in halves])[np.argsort(rows)]
+    leak_free = {
+        row: free for half in halves for row, free in zip(half.rows, half.leak_free, strict=True)
+    }
+    both = np.isin(test.rows, list(leak_free))
     return test.take(
-        np.isin(test.rows, rows),
+        both,
         as_type=TestSet,
         split="Public + Private",
         content_hash=halves[0].content_hash,
-        leak_free=leak_free,
+        leak_free=np.array([leak_free[row] for row in test.rows[both]], bool),
         stamp=_SELECTED,
     )
 
@@ -349,7 +352,7 @@ def load_faces(
         "max_bad_share": max_bad_share,
         "progress": progress,
     }
-    found = _find_layout(Path(path), layout)
+    found = _find_layout(local_path(path), layout)
     said = f"{found.root.name} is read as {LAYOUTS[found.layout]}"
     if found.layout == "fer2013":
         folders = [split_folder(found.root, role) for role in ("train", "test")]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def unpack(archive: Path, target: Path) -> None:
                     "make room and start again"
                 )
             file.extractall(target)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{archive} is not a complete zip file ({error}): delete it and download it again"
         ) from error
@@ -226,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in [options.only] if options.only else SOURCES:
         try:
             print(download(name, options.folder))
-        except DataError as error:
+        except (DataError, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = 1
     return failed

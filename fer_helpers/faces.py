@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fer_helpers.layouts import local_path
 from fer_helpers.mounts import attached_files
 from fer_helpers.sources import FetchError, fetch
 
@@ -129,7 +130,7 @@ def find_model(path: str | Path | None = None, *, cache_dir: str | Path | None =
     named = path or os.environ.get(MODEL_VARIABLE)
     if named:
         try:
-            return Path(named).expanduser().read_bytes()
+            return local_path(named).read_bytes()
         except OSError as error:
             raise DetectorError(
                 f"The face detector {str(named)!r} cannot be read ({error.strerror}); "

@@ -187,6 +187,8 @@ def _decode(path: Path, pixels_file: IO[bytes], progress: bool | None) -> dict:
         hashes.append(hashlib.blake2b(row.pixels, digest_size=16).hexdigest())
         emotions.append(row.emotion)
         usages.append(row.usage)
+    if len(hashes) > lines + 1:
+        raise DataError(f"{path} has line ends that are not read here: save it with Unix line ends")
     for _ in range(lines + 1 - len(hashes)):  # the header promised this many
         pixels_file.write(blank)
     if not hashes:

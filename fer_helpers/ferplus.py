@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fer_helpers.fer_csv import csv_file, read_table
-from fer_helpers.layouts import DataError, canonical_emotion
+from fer_helpers.layouts import SPLIT_FOLDERS, DataError, canonical_emotion
 from fer_helpers.splits import FaceSet
 
 # Columns of microsoft/FERPlus, fer2013new.csv, in its order; NF is "not a face".
@@ -24,6 +24,7 @@ VOTES = (
     "unknown",
     "NF",
 )
+_SPLITS = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 EMOTION_VOTES = 8
 """The first so many of `VOTES` are emotions."""
 
@@ -160,7 +161,7 @@ def read_ferplus_votes(path: str | Path, faces: FaceSet) -> np.ndarray:
         )
     keys = _keys(table["file"])
     if keys.duplicated().any():
-        twice = keys[keys.duplicated()].iloc[0]
+        twice = keys[keys.duplicated()].iloc[0].lstrip("/")
         raise DataError(f"FERPLUS_VOTES {path} names {twice} twice: give each file one row")
     cells = table[list(VOTES)]
     votes = cells.apply(pd.to_numeric, errors="coerce")
@@ -174,6 +175,8 @@ def read_ferplus_votes(path: str | Path, faces: FaceSet) -> np.ndarray:
     votes = votes.fillna(0).astype(np.int64)
     votes.index = keys
     wanted = _keys(pd.Series(faces.files))
+    if not any(keys.str.split("/").str[0]):  # a table that knows no splits
+        wanted = "/" + wanted.str.split("/", n=1).str[1]
     if not wanted.isin(votes.index).any():
         raise DataError(
             f"FERPLUS_VOTES {path} has votes for none of the {len(faces):,} faces of "
@@ -197,6 +200,11 @@ def vote_shares(votes: np.ndarray) -> np.ndarray:
 
 
 def _keys(files: pd.Series) -> pd.Series:
-    """Class and name of each file, however its folders are spelled; names alone are not unique."""
-    parts = files.str.rsplit("/", n=2)
-    return parts.str[-2].map(canonical_emotion, na_action="ignore") + "/" + parts.str[-1]
+    """Split, class and name of each file, however its folders are spelled.
+
+    Class and name are not unique where every split counts from one; without a folder that is known
+    to be a split, the split is "".
+    """
+    parts = ("//" + files.astype(str)).str.rsplit("/", n=3)
+    splits = parts.str[-3].str.lower().map(_SPLITS).fillna("")
+    return splits + "/" + parts.str[-2].map(canonical_emotion) + "/" + parts.str[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -96,9 +97,26 @@ class Listing:
 # ---------------------------------------------------------------- finding
 
 
+def local_path(source: str | os.PathLike) -> Path:
+    """The path that a name means, with the home folder in place of `~`."""
+    path = Path(os.fsdecode(source))
+    try:
+        return path.expanduser()
+    except RuntimeError:  # "~photo.jpg" is a file, not somebody's home folder
+        return path
+
+
 def subfolders(folder: Path) -> list[str]:
     """Names of the folders in `folder`, sorted, without hidden ones."""
-    return sorted(e.name for e in entries(folder) if e.is_dir() and not is_hidden(e.name))
+    return sorted(e.name for e in entries(folder) if is_folder(e) and not is_hidden(e.name))
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one; a link that leads nowhere is a file."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def entries(folder: str | Path) -> list[os.DirEntry]:
@@ -154,14 +172,15 @@ def find_dataset(
     """
     if not str(path).strip():
         raise DataError(f"{parameter} is empty: set it to the folder of the dataset")
-    path = Path(path).expanduser()
-    if path.is_file():
+    path = local_path(path)
+    if os.path.isfile(path):
         raise DataError(f"{parameter} is the file {path}: unzip it and give the folder")
     tried = list(dict.fromkeys(_candidates(path)))
     for candidate in tried:
-        if candidate.is_dir() and accepts(candidate):
-            return candidate
-    if path.is_dir():
+        with contextlib.suppress(OSError):  # one that may not be read, such as lost+found
+            if candidate.is_dir() and accepts(candidate):
+                return candidate
+    if os.path.isdir(path):
         return path
     where = "attach the dataset" + (f" {attach!r}" if attach else "") + f" or set {parameter}"
     hint = where if _below_kaggle(path) else f"set {parameter} to the folder of the dataset"
@@ -180,8 +199,7 @@ def _below_kaggle(path: Path) -> int:
 
 def _candidates(path: Path) -> Iterator[Path]:
     yield path
-    if path.is_dir():
-        yield from (path / name for name in subfolders(path))
+    yield from _inside(path)
     end = _below_kaggle(path)
     if not end:
         return
@@ -192,22 +210,24 @@ def _candidates(path: Path) -> Iterator[Path]:
         slug, below = rest[0], Path(*rest[1:])
     for mount in (base / slug, *sorted(base.glob(f"datasets/*/{slug}"))):
         yield mount / below
-        if mount.is_dir():
-            yield from (mount / name / below for name in subfolders(mount))
-            if (mount / below).is_dir():
-                yield from (mount / below / name for name in subfolders(mount / below))
+        yield from (folder / below for folder in _inside(mount))
+        yield from _inside(mount / below)
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The folders in a folder; none where it is not there or may not be listed."""
+    try:
+        return [folder / name for name in subfolders(folder)]
+    except OSError:
+        return []
 
 
 def _nearest(path: Path) -> str:
     parent = path
-    while not parent.is_dir() and parent != parent.parent:
+    while not os.path.isdir(parent) and parent != parent.parent:
         parent = parent.parent
     missing = path.relative_to(parent).parts[0] if parent != path else ""
-    try:
-        folders = subfolders(parent)
-    except OSError:
-        folders = []
-    lower = {name.lower(): name for name in folders}
+    lower = {folder.name.lower(): folder.name for folder in _inside(parent)}
     close = difflib.get_close_matches(missing.lower(), list(lower), n=1, cutoff=0.6)
     nearest = parent / lower[close[0]] if close else parent
     return f"the nearest that exists is {nearest}"
@@ -241,7 +261,7 @@ def walk_files(folder: Path) -> tuple[list[tuple[str, str, int, int]], int, int]
         for entry in inside:
             if is_hidden(entry.name):
                 hidden += 1
-            elif entry.is_dir():
+            elif is_folder(entry):
                 real = os.path.realpath(entry.path)
                 if real in seen:
                     loops += 1
@@ -353,7 +373,7 @@ def list_class_folders(
             hidden, loops = hidden + skipped, loops + circles
 
     listing = make_listing(role, folder, files(), class_names, notes)
-    beside = [e.name for e in entries(folder) if not e.is_dir() or is_hidden(e.name)]
+    beside = [e.name for e in entries(folder) if not is_folder(e) or is_hidden(e.name)]
     hidden += sum(is_hidden(name) for name in beside)
     loose = sum(not is_hidden(name) for name in beside)
     for count, what in (

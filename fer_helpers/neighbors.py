@@ -17,6 +17,7 @@ from fer_helpers.layouts import (
     Listing,
     canonical_emotion,
     entries,
+    is_folder,
     is_hidden,
     list_class_folders,
     make_listing,
@@ -93,14 +94,21 @@ def recognize(folder: Path) -> Recognized | None:
 
 
 def _file_names(folder: Path) -> Iterator[str]:
-    for _, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
+    seen = {os.path.realpath(folder)}
+
+    def is_new(path: str) -> bool:
+        real = os.path.realpath(path)
+        return not (real in seen or seen.add(real))
+
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders)
+                      if not is_hidden(name) and is_new(os.path.join(place, name))]  # fmt: skip
         # A few per folder: names of one class alone would not tell the layout.
         yield from [name for name in sorted(files) if not is_hidden(name)][:20]
 
 
 def _holds_files(folder: Path) -> bool:
-    return any(not e.is_dir() and not is_hidden(e.name) for e in entries(folder))
+    return any(not is_folder(e) and not is_hidden(e.name) for e in entries(folder))
 
 
 def _label_table(folder: Path) -> Path | None:

@@ -42,6 +42,7 @@ from fer_helpers import faces as face_tools
 from fer_helpers.classifier import Classifier, PredictionError, load_classifier
 from fer_helpers.faces import Detector, DetectorError, Face
 from fer_helpers.front_end import front_end
+from fer_helpers.layouts import local_path
 from fer_helpers.preprocess import ImageError
 from fer_helpers.sources import named_sources, read_image
 
@@ -388,7 +389,8 @@ def predict_images(
         temperature: for the softmax; None is the checkpoint's, or 1.
         detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
         batch_size: faces per forward pass.
-        annotate_to: folder for copies of the pictures with boxes and labels; None writes none.
+        annotate_to: folder for copies of the pictures with boxes and labels, not one that holds
+            the pictures; None writes none.
         progress: show a bar where the output is a terminal.
 
     Returns:
@@ -398,7 +400,8 @@ def predict_images(
         uncertain; note; error (True where the file could not be read).
 
     Raises:
-        PredictionError: something that the model needs is missing or does not fit.
+        PredictionError: something that the model needs is missing or does not fit, or copies would
+            replace the pictures.
         DetectorError: `detector` was given and is not usable.
     """
     from tqdm import tqdm
@@ -408,6 +411,8 @@ def predict_images(
     if batch_size < 1:
         raise PredictionError(f"batch_size is {batch_size}: give 1 or more.")
     named = list(named_sources(sources))
+    if annotate_to is not None:
+        _keep_originals(named, Path(annotate_to))
     rows: list[dict[str, Any]] = []
     waiting: list[_Picture] = []
     used: set[str] = set()
@@ -440,6 +445,20 @@ def predict_images(
             flush()
     flush()
     return _table(rows, classifier.class_names)
+
+
+def _keep_originals(named: Sequence[tuple[str, Any]], folder: Path) -> None:
+    """Refuse to write copies where a picture itself stands: they could take its name."""
+    written = folder.resolve()
+    for name, source in named:
+        if not isinstance(source, str | os.PathLike):
+            continue
+        path = local_path(source)
+        if path.is_file() and path.parent.resolve() == written:
+            raise PredictionError(
+                f"{folder} holds pictures that are to be predicted (such as {name}), and a copy "
+                "could replace one: give the annotated copies a folder of their own."
+            )
 
 
 def _rows(name: str, answers: Sequence[Prediction], *, error: bool) -> Iterator[dict[str, Any]]:

@@ -134,8 +134,10 @@ class Reader:
                 f" Choices are made on a stratified slice of {len(selection):,} training images; "
                 f"{'twins' if groups is None else 'people'} stay on one side."
             )
-        content = hashlib.sha256("\n".join(s.content_hash for s in (train, *tests)).encode())
-        common = {"content_hash": content.hexdigest()}
+        contents = [faces.content_hash for faces in (train, *tests)]
+        if selection is not None and selection.content_hash not in contents:
+            contents.append(selection.content_hash)  # files of its own, not a part of the others
+        common = {"content_hash": hashlib.sha256("\n".join(contents).encode()).hexdigest()}
         if self.max_images:
             self.notes.append(
                 f"at most {self.max_images:,} images of each split are used (MAX_IMAGES)"

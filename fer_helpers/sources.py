@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fer_helpers.layouts import local_path
 from fer_helpers.preprocess import ImageError, open_image, plain_image
 
 URL_MAX_BYTES = 20_000_000
@@ -151,21 +152,13 @@ def read_image(source: Any) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, str | os.PathLike):
-        return open_image(_path(source))
+        return open_image(local_path(source))
     if isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "read"):
         return open_image(source)
     raise ImageError(
         f"A {type(source).__name__} is no picture: give a path, URL, bytes, open file, PIL image, "
         "array or tensor."
     )
-
-
-def _path(source: str | os.PathLike) -> Path:
-    path = Path(os.fsdecode(source))
-    try:
-        return path.expanduser()
-    except RuntimeError:  # "~photo.jpg" is a file, not somebody's home folder
-        return path
 
 
 def _check_size(width: int, height: int) -> None:
@@ -269,8 +262,8 @@ def named_sources(sources: Any) -> Iterator[tuple[str, Any]]:
     for number, source in enumerate(sources, start=1):
         if not isinstance(source, str | os.PathLike):
             yield str(getattr(source, "name", "") or f"picture {number}"), source
-        elif source != "" and os.path.isdir(_path(source)):
-            files = list_images(_path(source))
+        elif source != "" and os.path.isdir(local_path(source)):
+            files = list_images(local_path(source))
             yield from ((str(file), file) for file in files)
             if not files:
                 yield str(source), ImageError(f"{source} holds no pictures.")

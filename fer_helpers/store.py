@@ -35,6 +35,7 @@ Loaded = TypeVar("Loaded")
 FORMAT = 3  # raise it whenever what is written, or how a picture is decoded, changes
 KEEP_DAYS = 60  # an entry that nobody opens for so long is thrown away
 CHUNK_BYTES = 1 << 20  # decoded pixels per task: enough to hide the overhead of a task
+CLOSED = "cannot be opened"  # how a reason begins that may pass without a change of the file
 FILES_WORTH_A_POOL = 4000  # with fewer, one process is done before others have started
 
 
@@ -77,7 +78,8 @@ def default_cache_dir() -> Path:
 
 def cache_key(listing: Listing, size: int | None, grey: bool) -> str:
     """Names a decoded store; changes whenever the folder or the way of decoding does."""
-    key = hashlib.sha256(f"{FORMAT} {size} {grey} {os.path.realpath(listing.folder)}\n".encode())
+    how = f"{FORMAT} {size} {grey} {os.path.realpath(listing.folder)}\n"
+    key = hashlib.sha256(how.encode("utf-8", "surrogatepass"))
     key.update("\n".join(listing.names).encode("utf-8", "surrogatepass"))
     key.update(listing.stamps.astype("<i8").tobytes())
     return key.hexdigest()[:32]
@@ -115,7 +117,7 @@ def open_store(
         cache_dir,
         cache_key(listing, size, grey),
         write=build.write,
-        load=lambda entry: _load(entry, len(listing.names)),
+        load=lambda entry: _load(entry, listing),
         in_memory=build.in_memory,
     )
     return replace(store, notes=(*(f"{listing.role}: {note}" for note in notes), *store.notes))
@@ -154,15 +156,14 @@ def cached(
             return load(entry), ()
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             shutil.rmtree(entry, ignore_errors=True)
-            notes = ("a damaged cache entry was thrown away and built again",)
+            notes = ("a damaged or outdated cache entry was thrown away and built again",)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _clear_old(folder)
         temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder))
         try:
             write(temporary)
-            with contextlib.suppress(OSError):  # another run was faster: take what it wrote
-                os.replace(temporary, entry)
+            _put(temporary, entry)
             return load(entry), notes
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -173,6 +174,18 @@ def cached(
             "memory and are decoded again next time"
         )
         return in_memory(), (*notes, note)
+
+
+def _put(written: Path, entry: Path) -> None:
+    """Give a written entry its name, unless another run was faster: then its entry is taken."""
+    for pause in (0.1, 0.4, 1.6, 0):  # virus scanners hold new files for a moment
+        try:
+            os.replace(written, entry)
+            return
+        except OSError:
+            if entry.is_dir() or not pause:
+                return
+            time.sleep(pause)
 
 
 def _clear_old(folder: Path) -> None:
@@ -187,21 +200,35 @@ def _clear_old(folder: Path) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def _load(entry: Path, count: int) -> Store:
+def _load(entry: Path, listing: Listing) -> Store:
     about = json.loads((entry / "about.json").read_text(encoding="utf-8"))
     pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
     with np.load(entry / "table.npz", allow_pickle=False) as table:
         hashes, native = table["hashes"], table["kinds"].astype(object)[table["kind"]]
-    if not len(pixels) == len(hashes) == len(native) == count:
+    if not len(pixels) == len(hashes) == len(native) == len(listing.names):
         raise ValueError("the cache entry does not fit its key")
+    bad = {int(position): reason for position, reason in about["bad"].items()}
+    # Permission to read a file is given without changing the file.
+    closed = [listing.path(i) for i, reason in bad.items() if reason.startswith(CLOSED)]
+    if any(_opens(path) for path in closed):
+        raise OSError("a file can be opened now")
     return Store(
         pixels=pixels,
         hashes=hashes,
         native=native,
-        bad={int(position): reason for position, reason in about["bad"].items()},
+        bad=bad,
         content_hash=about["content_hash"],
         notes=tuple(about["notes"]),
     )
+
+
+def _opens(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            file.read()
+    except OSError:
+        return False
+    return True
 
 
 class _Builder:
@@ -390,7 +417,7 @@ def _read(path: str, grey: bool, target: tuple[int, int] | None) -> _Picture:
         with open(path, "rb") as file:
             data = file.read()
     except OSError as error:
-        return _Picture(bytes(32), problem=f"cannot be opened ({error.strerror or error})")
+        return _Picture(bytes(32), problem=f"{CLOSED} ({error.strerror or error})")
     digest = hashlib.sha256(data).digest()
     if not data:
         return _Picture(digest, problem="empty file")

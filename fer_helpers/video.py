@@ -94,6 +94,7 @@ def predict_video(
     rows: list[dict[str, Any]] = []
     people: list[_Person] = []
     with _Video(source, output, every) as video:
+        lost_after = max(LOST_AFTER, 1.5 * every / video.rate)  # the next look must come in time
         for batch in _batches(video.frames(max_frames), FRAMES_PER_BATCH):
             found = [find_faces(image, detector=loaded, thorough=False) for _, image in batch]
             crops = [
@@ -105,7 +106,8 @@ def predict_video(
             for (number, image), faces in zip(batch, found, strict=True):
                 seconds = number / video.rate
                 present = [
-                    _follow(people, face, next(values), smoothing, seconds) for face in faces
+                    _follow(people, face, next(values), smoothing, seconds, lost_after)
+                    for face in faces
                 ]
                 answers = [_answer(person, classifier.class_names, least) for person in present]
                 row = {"frame": number, "seconds": seconds}
@@ -144,9 +146,10 @@ def _columns(answer: Prediction) -> dict[str, Any]:
 
 
 def _follow(
-    people: list[_Person], face: Face, probabilities: np.ndarray, smoothing: float, seconds: float
-) -> _Person:
-    """Find out whose face it is: whoever of the last half second is nearest, if near enough."""
+    people: list[_Person], face: Face, probabilities: np.ndarray, smoothing: float, seconds: float,
+    lost_after: float,
+) -> _Person:  # fmt: skip
+    """Find out whose face it is: whoever was seen lately and is nearest, if near enough."""
 
     def distance(person: _Person) -> float:
         one, other = person.face.box, face.box
@@ -155,7 +158,7 @@ def _follow(
         )
         return apart / 2 / max(face.width, 1e-9)
 
-    here = [p for p in people if p.seen < seconds <= p.seen + LOST_AFTER and distance(p) < 0.7]
+    here = [p for p in people if p.seen < seconds <= p.seen + lost_after and distance(p) < 0.7]
     if not here:
         person = _Person(len(people) + 1, face, probabilities, seconds)
         people.append(person)

@@ -189,6 +189,13 @@ def test_broken_parameter_file(tmp_path, text, words):
         Config.from_yaml(path)
 
 
+def test_a_parameter_file_in_another_encoding(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_bytes("RUN_NAME: caf\u00e9\n".encode("cp1252"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        Config.from_yaml(path)
+
+
 def test_missing_parameter_file(tmp_path):
     with pytest.raises(ConfigError, match=r"x\.yaml cannot be read: No such file"):
         Config.from_yaml(tmp_path / "x.yaml")
@@ -364,6 +371,11 @@ def test_set_path_that_is_missing_names_the_nearest_that_exists(away):
     assert "AFFECTNET_DIR" in str(caught.value)
     assert f"exists is {away / 'data'}" in str(caught.value)
     assert "PHASES" not in str(caught.value)
+
+
+def test_a_home_folder_of_nobody_is_a_missing_path(away):
+    with pytest.raises(ConfigError, match="~nobody-of-this-name/faces"):
+        settle_data(Config(affectnet_dir="~nobody-of-this-name/faces"))
 
 
 def test_set_path_never_falls_back_to_drawn_faces(away):

@@ -156,6 +156,15 @@ def test_affectnet_chooses_on_val_only_if_there_is_a_test(tmp_path):
     assert len(splits.train) == 54
 
 
+def test_the_content_hash_covers_what_is_chosen_on(tmp_path):
+    root = write_affectnet(tmp_path / "a", ("train", "val", "test"))
+    before = affectnet(root)
+    save(next((root / "val").rglob("*.png")), picture(999)[:10, :10])
+    after = affectnet(root)
+    assert (before.train.pixel_hashes == after.train.pixel_hashes).all()
+    assert before.train.content_hash != after.train.content_hash == after.selection.content_hash
+
+
 def test_no_selection_size_trains_on_everything(tmp_path):
     splits = fer(write_fer(tmp_path / "one", public=0), selection_size=0)
     assert splits.selection is None and len(splits.train) == 70
@@ -399,6 +408,24 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         fer(tmp_path)
 
 
+def test_a_folder_beside_the_dataset_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    write_affectnet(tmp_path / "zaff")
+    (tmp_path / "lost+found").mkdir()
+    scan = os.scandir
+
+    def deny(path):
+        if Path(path).name in denied:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(layouts.os, "scandir", deny)
+    denied = {"lost+found"}
+    assert len(affectnet(tmp_path).train) == 54
+    denied = {"train"}
+    with pytest.raises(DataError, match="cannot be listed"):
+        affectnet(tmp_path / "zaff")
+
+
 def test_names_with_spaces_and_accents(tmp_path):
     write_fer(tmp_path)
     save(tmp_path / "train/sad/Training_ma racuj\u00e1.png", picture(7))
@@ -432,6 +459,10 @@ def test_link_loops_are_not_followed(tmp_path):
     splits = fer(tmp_path)
     assert len(splits.train) == 70
     assert "train: 2 folder links that lead back not followed" in splits.notes
+    (tmp_path / "train/sad/self").symlink_to("self")
+    splits = fer(tmp_path, max_bad_share=0.1)
+    assert len(splits.train) == 70
+    assert [name for name, _ in splits.bad_files] == ["train/sad/self"]
 
 
 def test_a_drawn_dataset_says_so(tmp_path):

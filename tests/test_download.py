@@ -233,6 +233,23 @@ def test_links_in_an_archive_are_refused(tmp_path):
         download.unpack(archive, tmp_path / "data")
 
 
+def test_a_damaged_archive_is_refused(tmp_path):
+    good = io.BytesIO()
+    with zipfile.ZipFile(good, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.txt", bytes(range(256)) * 400)
+    bad = bytearray(good.getvalue())
+    bad[40:80] = b"\xff" * 40
+    (tmp_path / "bad.zip").write_bytes(bad)
+    with pytest.raises(DataError, match="delete it and download it again"):
+        download.unpack(tmp_path / "bad.zip", tmp_path / "data")
+
+
+def test_a_folder_that_is_a_file_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "data").write_text("a file")
+    assert download.main([str(tmp_path / "data"), "--only", "fer2013"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_cut_archive_is_refused(tmp_path):
     (tmp_path / "cut.zip").write_bytes(small_archive()[:5000])
     with pytest.raises(DataError, match="not a complete zip"):

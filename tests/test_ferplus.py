@@ -1,5 +1,6 @@
 """FER+ votes find their faces, by pixels or by name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +111,25 @@ def test_tables_that_do_not_fit_are_refused(published, tmp_path):
     with pytest.raises(DataError, match="votes for none of the 70 faces"):
         read_ferplus_votes(tmp_path / "other.csv", splits.train)
     pd.concat([other, other]).to_csv(tmp_path / "twice.csv", index=False)
-    with pytest.raises(DataError, match=r"names Sad/x\.jpg twice"):
+    with pytest.raises(DataError, match=r"names train/Sad/x\.jpg twice"):
         read_ferplus_votes(tmp_path / "twice.csv", splits.train)
+
+
+def test_votes_stay_with_their_split(published, tmp_path):
+    _, splits, _ = published
+    files = np.array([f"train/{name.split('/')[1]}/1.jpg" for name in splits.train.files[:1]])
+    train = replace(splits.train.take([0]), files=files)
+    test = replace(train, files=np.char.replace(files, "train", "test"))
+    table = pd.DataFrame([[files[0], *range(10)]], columns=["file", *VOTES])
+    table.to_csv(tmp_path / "votes.csv", index=False)
+    with pytest.raises(DataError, match="votes for none"):
+        read_ferplus_votes(tmp_path / "votes.csv", test)
+    both = pd.concat([table, table.assign(file=test.files, neutral=9)])
+    both.to_csv(tmp_path / "votes.csv", index=False)
+    assert read_ferplus_votes(tmp_path / "votes.csv", train)[0, 0] == 0
+    assert read_ferplus_votes(tmp_path / "votes.csv", test)[0, 0] == 9
+    table.assign(file=files[0].removeprefix("train/")).to_csv(tmp_path / "votes.csv", index=False)
+    assert read_ferplus_votes(tmp_path / "votes.csv", train)[0, 9] == 9
 
 
 @pytest.mark.parametrize("vote", [0.8, -1, "many"])

@@ -127,6 +127,22 @@ def test_an_output_that_cannot_be_written_is_said_first(folder, checkpoint, caps
     assert "taken" in capsys.readouterr().err
 
 
+def test_answers_are_said_even_if_the_table_cannot_be_written(
+    folder, checkpoint, capsys, monkeypatch
+):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "out.csv")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", refuse)
+    assert main([str(folder), "--model", checkpoint, "--csv", "out.csv"]) == 2
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 3 and "out.csv cannot be written" in said.err
+    Path("folder.csv").mkdir()
+    assert main([str(folder), "--model", checkpoint, "--csv", "folder.csv"]) == 2
+    said = capsys.readouterr()
+    assert not said.out and "folder.csv cannot be written" in said.err
+
+
 def test_wrong_arguments_exit_with_2(capsys):
     for arguments in ([], ["a.jpg", "--crop", "some"], ["a.jpg", "--what"]):
         with pytest.raises(SystemExit) as caught:

@@ -1,5 +1,7 @@
 """Every layout people have, recognized and read by the meaning of its labels."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,37 @@ def test_csv_files_are_read_by_column_name(tmp_path, name, header):
         train.class_names[train.labels[6]] == "Neutral" and train.files[6] == "Training/row_00006"
     )
     assert "is read as FER2013 as one CSV file" in splits.notes[0]
+
+
+def test_a_csv_in_another_order_keeps_its_leaks(tmp_path):
+    path = write_csv(tmp_path / "fer2013.csv")
+    head, *lines = path.read_text().splitlines()
+    lines[42:56] = [line.replace("Training", "PublicTest") for line in lines[:14]]  # 14 leaks
+    path.write_text("\n".join([head, *lines[56:], *lines[:56]]) + "\n")
+    splits = load(path, tmp_path / "cache")
+    pooled = splits.tests[2]
+    assert pooled.split == "Public + Private" and pooled.leak_free.sum() == 14
+    for name, free in zip(pooled.files, pooled.leak_free, strict=True):
+        assert name.startswith("PrivateTest") == free
+
+
+def test_a_csv_with_old_line_ends_is_refused(tmp_path):
+    path = write_csv(tmp_path / "fer2013.csv")
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    with pytest.raises(DataError, match="line ends"):
+        load(path, tmp_path / "cache")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_class_folders_may_be_links(tmp_path):
+    write_fer(tmp_path / "real")
+    for split in ("train", "test"):
+        (tmp_path / "links" / split).mkdir(parents=True)
+        for folder in (tmp_path / "real" / split).iterdir():
+            (tmp_path / "links" / split / folder.name).symlink_to(folder)
+    (tmp_path / "real/train/sad/loop").symlink_to(tmp_path / "links/train/sad")
+    splits = load(tmp_path / "links", tmp_path / "cache")
+    assert splits.train.dataset == "FER2013" and splits.tests[0].split == "PrivateTest"
 
 
 def test_the_second_reading_of_a_csv_parses_nothing(tmp_path, monkeypatch):

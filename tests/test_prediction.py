@@ -558,6 +558,19 @@ def test_odd_inputs_stop_nothing(face, model, tmp_path):
         assert predict_images(one, model, PREPROCESS, NAMES, progress=False).label.notna().all()
 
 
+def test_annotated_copies_never_replace_the_pictures(face, model, tmp_path):
+    photo = tmp_path / "me.jpg"
+    face.save(photo)
+    before = photo.read_bytes()
+    for given in (photo, [photo], tmp_path):
+        with pytest.raises(PredictionError, match="a folder of their own"):
+            predict_images(
+                given, model, PREPROCESS, NAMES, annotate_to=tmp_path / "x" / "..", progress=False
+            )
+    assert photo.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["me.jpg"]
+
+
 @pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (65_535, 20)])
 def test_a_strip_is_annotated_without_growing(model, tmp_path, size):
     strip = Image.new("L", size, "gray")

@@ -183,6 +183,38 @@ def test_a_damaged_entry_is_built_again(tmp_path, harm):
     assert not any("damaged" in note for note in open_folder(root, tmp_path / "cache").notes)
 
 
+def test_a_file_that_may_be_read_again_is_read_again(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces")
+
+    def refuse(path, *rest, **options):
+        if str(path).endswith("001.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return open(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "open", refuse, raising=False)
+        for _ in range(2):
+            found = open_folder(root, tmp_path / "cache")
+            assert found.bad == {0: "cannot be opened (Permission denied)"} and not found.notes
+    found = open_folder(root, tmp_path / "cache")  # the file itself did not change
+    assert not found.bad and any("outdated" in note for note in found.notes)
+    assert not open_folder(root, tmp_path / "cache").notes
+
+
+def test_an_entry_that_is_held_for_a_moment_is_kept(tmp_path, monkeypatch):
+    real, refused = os.replace, []
+
+    def scanned(source, target):
+        if not refused:
+            refused.append(source)
+            raise PermissionError(13, "held by another program")
+        return real(source, target)
+
+    monkeypatch.setattr(store.os, "replace", scanned)
+    found = open_folder(write_faces(tmp_path / "faces"), tmp_path / "cache")
+    assert refused and isinstance(found.pixels, np.memmap) and not found.notes
+
+
 def test_a_cache_from_another_version_is_not_used(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces")
     open_folder(root, tmp_path / "cache")

@@ -75,6 +75,12 @@ def test_every_and_max_frames_and_no_face(video, model, detector):  # noqa: F811
     assert table.uncertain.all()
 
 
+def test_people_are_followed_over_long_gaps(video, model, detector):  # noqa: F811
+    type(detector).boxes = BOXES
+    table = predict_video(video, model, PREPROCESS, NAMES, detector=detector, every=11)
+    assert table.person.tolist() == [1, 2] * 2
+
+
 @pytest.mark.parametrize(
     ("source", "options", "match"),
     [
