@@ -86,12 +86,25 @@ def resample(
     columns = steps[:, 1:2] * centers + steps[:, 2:3]
     grid = torch.view_as_real(rows[:, None, :] + columns[:, :, None])
     if padding != "zeros" or size <= min(pixels.shape[2:]):
-        return F.grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
+        return sample(pixels, grid, padding)
     # Enlarging: grid_sample would fade to black over one input pixel, a dark frame several output
     # pixels wide. Fade over one output pixel instead, as if the picture had been resized first.
-    warped = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    warped = sample(pixels, grid, "border")
     inside = grid.abs_().mul_(-size / 2).add_((size + 1) / 2).clamp_(0, 1)
     return warped.mul_((inside[..., 0] * inside[..., 1])[:, None])
+
+
+def sample(pixels: torch.Tensor, grid: torch.Tensor, padding: str) -> torch.Tensor:
+    """`grid_sample` (N, C, H, W) at (N, h, w, 2), also where a device lacks the border mode."""
+    if padding == "border" and pixels.device.type == "mps":  # before torch 2.13: pytorch#125098
+        grid, padding = kept_inside(grid, *pixels.shape[2:]), "zeros"
+    return F.grid_sample(pixels, grid, padding_mode=padding, align_corners=False)
+
+
+def kept_inside(grid: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Places (N, h, w, 2) moved to the nearest pixel's center where they lie beyond the last."""
+    last = 1 - 1 / torch.tensor([width, height], device=grid.device)
+    return torch.maximum(torch.minimum(grid, last), -last)
 
 
 # %% [markdown]
@@ -166,8 +179,8 @@ def trivial(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 # %% [markdown]
 # ## The recipe
 # `Augment` holds the strengths and draws the values. It draws the same table of numbers whatever is
-# switched on, so switching one thing off leaves the others as they were. With everything off, the
-# result is exactly what `Preprocess` gives.
+# switched on, so switching one thing off leaves the others as they were (all but the policy, which
+# draws first). With everything off, the result is exactly what `Preprocess` gives.
 
 # %%
 DRAWS = 12  # random numbers per image, whatever is switched on

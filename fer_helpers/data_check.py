@@ -499,7 +499,7 @@ def write_duplicates(report: DataReport, path: str | Path) -> Path:
 
     `group` is empty for a blank without a twin; `kind` is twin, conflict (a twin whose group
     carries two labels) or blank. `pixel_hash` is BLAKE2b (16 bytes, hex) over the decoded image:
-    its shape as int32 little-endian, then its pixels.
+    its shape as int32 little-endian, then its pixels; for rows of a CSV the pixels alone.
     """
     blank = set(report.blanks["file"])
     table = pd.concat([report.twins, report.blanks], ignore_index=True)

@@ -18,6 +18,7 @@ from fer_helpers.augment import (
     boxes,
     erase,
     jitter,
+    kept_inside,
     mix,
     resample,
     trivial,
@@ -430,3 +431,12 @@ def test_mixing_sometimes_or_never():
 def test_strengths_are_plain_values():
     assert dataclasses.replace(FER, erase=0) == dataclasses.replace(FER, erase=0.0)
     assert hash(FER) == hash(Augment(**dataclasses.asdict(FER)))
+
+
+def test_the_border_is_the_same_on_devices_without_that_mode():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 1, 5, 9, generator=generator)
+    grid = torch.rand(2, 8, 8, 2, generator=generator) * 3 - 1.5
+    expected = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    found = F.grid_sample(pixels, kept_inside(grid, 5, 9), align_corners=False)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
