@@ -199,6 +199,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to torch")
     parser.add_argument("--table", action="store_true", help="train nothing, print the table")
     options = parser.parse_args()
+    needed = {"FER+ votes": options.votes, "phase 1 first": options.data / "affectnet"}
+    for arm, path in {} if options.table else needed.items():
+        if arm in options.arms and not path.exists():  # not after an hour of the other arms
+            parser.error(f"{arm} needs {path}, which is not there; --arms takes the others")
     if options.threads:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)

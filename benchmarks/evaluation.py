@@ -20,8 +20,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from fer_helpers import evaluation, exploration, plots, protocol, records, runs
-from fer_helpers.comparison import cross_dataset, cross_dataset_table
 from fer_helpers.corruptions import fixed_sample, robustness
+from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table
 from fer_helpers.data import FER_CLASSES, SelectionSet, Splits, TestSet, TrainSet
 from fer_helpers.model_card import model_card
 

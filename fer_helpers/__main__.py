@@ -104,7 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename} cannot be written ({error.strerror}).", file=sys.stderr)
+        print(
+            f"error: {error.filename or options.csv} cannot be written ({error.strerror}).",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -115,19 +115,21 @@ def save_model(
 def newest_model(folder: str | Path = "runs") -> Path | None:
     """The model of the run in `folder` that ended last, else the shipped one, else None.
 
-    A run on drawn faces knows nothing about people, so it comes last of all.
+    A run on drawn faces knows nothing about people, so it comes last of all; one that was stopped
+    before its first epoch ended knows nothing at all and is left out.
     """
     found = list(Path(folder).glob("*/model.safetensors")) if Path(folder).is_dir() else []
     found.sort(key=lambda path: (path.stat().st_mtime, path.parent.name), reverse=True)
-    real = (path for path in found if not _drawn(path))
+    found = [path for path in found if _extra(path).get("best_epoch") != 0]
+    real = (path for path in found if _extra(path).get("origin") != "drawn")
     return next(real, None) or next(SHIPPED.glob("*.safetensors"), None) or next(iter(found), None)
 
 
-def _drawn(path: Path) -> bool:
+def _extra(path: Path) -> dict[str, Any]:
     try:
-        return _read_about(path)["extra"]["origin"] == "drawn"
-    except (CheckpointError, KeyError, TypeError):
-        return False  # what is wrong with the file is said when it is loaded
+        return dict(_read_about(path)["extra"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return {}  # what is wrong with the file is said when it is loaded
 
 
 def load_model(

@@ -186,10 +186,10 @@ def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Mean and standard deviation over runs that differ in nothing but the seed.
 
     One line per group of at least two seeds and scored set: `seeds`, `mean`, `sd` (over n - 1)
-    of the accuracy, 0..1. A seed that was run twice counts once.
+    of the accuracy, 0..1. A seed that was run twice counts once, an unfinished run not at all.
     """
     groups: dict[tuple, dict[int, tuple[str, float]]] = {}
-    for record in records:
+    for record in (record for record in records if record.finished):
         recipe = {k: v for k, v in record.fingerprint.items() if k.lower() != "seed"}
         for result in record.metrics["results"]:
             stamp = result["stamp"]

@@ -41,7 +41,6 @@ NO_EFFECT_ON_THE_MODEL = frozenset(
     # Where things lie, how long a session may take, and what is looked at after training.
     {
         *DATA_FOLDERS,
-        "phases",
         "output_dir",
         "run_name",
         "cache_dir",

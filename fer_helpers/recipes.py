@@ -19,6 +19,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -307,6 +308,11 @@ class Parts:
     def kept(self) -> EmotionNet:
         """The weights that are scored and kept: the average where there is one."""
         return self.model if self.average is None else self.average.module
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` works: on NVIDIA GPUs it needs Triton, which Windows lacks."""
+    return device.type != "cuda" or importlib.util.find_spec("triton") is not None
 
 
 def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Parts:

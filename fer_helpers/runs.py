@@ -137,10 +137,11 @@ def _probe(folder: Path) -> None:
 # %% [markdown]
 # ## The folder of this run
 #
-# Whether a folder may be continued is decided by its *fingerprint*: the parameters and the data
-# hashes that change the result. Paths, time budgets and the number of workers are not part of it,
-# so a run may move to another machine and go on there. On Kaggle an unfinished run of the same
-# fingerprint among the attached inputs, the output of an earlier session, is copied and continued.
+# Whether a folder may be continued is decided by its *fingerprint*: the parameters that change the
+# result. Paths, time budgets and the device are not part of it, so a run may move to another
+# machine and go on there; that the data are the same is looked at when training continues. On
+# Kaggle an unfinished run of the same fingerprint among the attached inputs, the output of an
+# earlier session, is copied and continued.
 
 
 # %%
@@ -243,7 +244,7 @@ def open_run(
         output_dir: The folder of all runs; made if it does not exist.
         run_name: The name of the run's folder; empty for `fer-YYYYmmdd-HHMMSS`.
         config_dict: Every parameter, for `params.yaml`.
-        fingerprint: What changes the result: parameter or data hash -> a JSON-able value.
+        fingerprint: What changes the result: parameter -> a JSON-able value.
         resume: `"auto"`, `"never"` or a run folder.
         origin: `"drawn"` or `"real"`: where the pictures of this run come from.
 

@@ -48,7 +48,7 @@ from fer_helpers.data import SelectionSet, TrainSet
 from fer_helpers.inference import autocast, predict_logits
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.recipes import Parts, Phase, TrainingError, make_parts, vote_loss
+from fer_helpers.recipes import Parts, Phase, TrainingError, can_compile, make_parts, vote_loss
 from fer_helpers.resuming import Keeper, Progress
 from fer_helpers.watching import epoch_bar
 
@@ -521,6 +521,9 @@ def train_phase(
             can be written there.
     """
     device = torch.device(device)
+    if compile and not can_compile(device):
+        log("COMPILE needs Triton, which is not installed here: training goes on without it.")
+        compile = False
     phase = Phase(
         train, selection, recipe, preprocess, augment, seed, device, precision, votes, soft_labels
     )
@@ -583,7 +586,11 @@ def estimate_minutes(
     precision: str = "fp32",
     steps: int = 3,
 ) -> float:
-    """About how many minutes the phase will take here, from `steps` timed steps on a copy."""
+    """About how many minutes the phase will take here, from `steps` timed steps on a copy.
+
+    Raises:
+        TrainingError: memory ran out; says which batch would fit.
+    """
     device = torch.device(device)
     # A plateau takes any number of steps; the other schedules know the length of the phase.
     schedule = "plateau" if selection is not None else recipe.schedule
@@ -597,7 +604,7 @@ def estimate_minutes(
     took = []
     for number in range(1 + min(steps, recipe.epochs * phase.steps - 1)):
         began = time.monotonic()
-        train_step(phase, parts, *feed(rows), number)
+        step_that_fits(phase, parts, feed, rows, number)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took.append(time.monotonic() - began)

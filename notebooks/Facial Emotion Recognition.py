@@ -188,7 +188,7 @@ from fer_helpers.protocol import (
     score_table,
     score_tests,
 )
-from fer_helpers.sources import download_example
+from fer_helpers.sources import download_example, read_image
 from fer_helpers.store import default_cache_dir
 from fer_helpers.training import estimate_minutes, train_phase
 from fer_helpers.watching import events_folder, watch_epochs
@@ -272,8 +272,8 @@ def play(draw, name, **choices):
 
 
 # %% [markdown]
-# Votes and other datasets that the parameters name are read now: a misspelled path should stop the
-# notebook here and not after the training.
+# Votes, other datasets and photos that the parameters name are read now: a misspelled path should
+# stop the notebook here and not after the training.
 
 # %%
 others = load_others(
@@ -284,6 +284,13 @@ test_votes = None
 if config.ferplus_votes and fer:
     test_votes = read_ferplus_votes(config.ferplus_votes, fer.tests[0])
 print(f"{len(others)} other datasets, {'no' if test_votes is None else 'with'} FER+ votes.")
+
+# %%
+photos = {Path(PHOTO).name: read_image(PHOTO)} if PHOTO else {}
+if GDOWN_ID:
+    path = download_example(GDOWN_ID, run.folder)
+    photos[path.name] = read_image(path)
+print(f"{len(photos)} photos of your own.")
 
 # %% [markdown]
 # How many faces of each class there are, and some of them at random.
@@ -588,7 +595,11 @@ print(exploration.slices_text(parts))
 # The model, every prediction and the numbers so far are kept now, whatever happens further down.
 
 # %%
-extra = {"origin": run.origin, "dataset": test.dataset, "run": run.name}
+trained = metrics["training"].get(final, {"best_epoch": 0})
+extra = {
+    "origin": run.origin, "dataset": test.dataset, "run": run.name,
+    "best_epoch": trained["best_epoch"],
+}  # fmt: skip
 save_model(
     run.path("model.safetensors"), model, class_names, pre, temperature=temperature,
     extra={**extra, "min_confidence": config.min_confidence, "balanced_shift": balanced_shift},
@@ -860,17 +871,14 @@ answer = predict_single_image(test.images([position])[0], saved, crop="none")
 print(f"truth {names[test.labels[position]]}, answer {answer.label} ({answer.confidence:.1f} %)")
 
 # %%
-PHOTOS = [PHOTO] if PHOTO else []
-if GDOWN_ID:
-    PHOTOS.append(download_example(GDOWN_ID, run.folder))
-for photo in PHOTOS:
+for name, photo in photos.items():
     answer = predict_single_image(photo, saved)
-    print(Path(photo).name, answer.label, f"{answer.confidence:.1f} %", answer.note)
-if not PHOTOS:
+    print(name, answer.label, f"{answer.confidence:.1f} %", answer.note)
+if not photos:
     print("Set PHOTO to a path or an address, or GDOWN_ID, to see the answer for a photo.")
 
 # %%
-for photo in PHOTOS:
+for photo in photos.values():
     everybody = annotate(photo, predict_faces(photo, saved))
     everybody.thumbnail((1000, 1000))
     display(everybody)

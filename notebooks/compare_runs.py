@@ -23,8 +23,8 @@ RUNS: str = ""  # run folders, or folders of runs, separated by commas; empty ta
 # ## The runs
 #
 # Without any run to look at, three *made-up* ones are written to a temporary folder, so that the
-# notebook shows what it does. No model stands behind their numbers. A folder that is no finished
-# story (a run that was stopped early, a broken file) is skipped, with the reason.
+# notebook shows what it does. No model stands behind their numbers. A folder that cannot be read is
+# skipped, with the reason; a run that was stopped early is shown, but not in a mean over seeds.
 
 # %%
 import tempfile

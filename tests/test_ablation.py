@@ -61,6 +61,13 @@ def test_the_table_names_what_is_unfinished(ablation):
     assert text.endswith("Unfinished: SE (seed 1), CBAM (seed 0), CBAM (seed 1).")
 
 
+def test_what_an_arm_lacks_is_said_first(ablation, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ablation", "--votes", str(tmp_path / "votes.csv")])
+    with pytest.raises(SystemExit):
+        ablation.main()
+    assert "votes.csv, which is not there" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_queue_trains_scores_and_does_not_repeat(ablation, tmp_path, monkeypatch, capsys):
     small = {"width": 8, "fer_epochs": 1, "affectnet_epochs": 1, "max_bad_share": 0.1,

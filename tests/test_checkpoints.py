@@ -163,6 +163,15 @@ def test_a_run_on_drawn_faces_answers_only_where_nothing_else_can(tmp_path, monk
     assert newest_model(tmp_path / "runs") == shipped == newest_model(tmp_path / "nowhere")
 
 
+def test_a_run_without_an_epoch_answers_nowhere(tmp_path):
+    for name, epochs, time in (("good", 5, 100), ("stopped at once", 0, 300)):
+        (tmp_path / name).mkdir()
+        extra = {"origin": "real", "best_epoch": epochs}
+        os.utime(saved(tmp_path / name, extra=extra), (time, time))
+    assert newest_model(tmp_path).parent.name == "good"
+    assert load_model(tmp_path / "stopped at once").extra["best_epoch"] == 0  # if asked for
+
+
 def test_no_model_anywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path / "weights")
     with pytest.raises(CheckpointError, match="run the notebook once"):

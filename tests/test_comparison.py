@@ -71,6 +71,8 @@ def test_seeds_are_summed_up_by_hand(records):
     assert table.loc[0, "mean"] == pytest.approx(np.mean(values))
     assert table.loc[0, "sd"] == pytest.approx(np.std(values, ddof=1))
     assert list(comparison.compare_seeds(records[:2] * 2)["seeds"]) == []
+    stopped = [replace(r, finished=r.name != "plain 2") for r in records]
+    assert not len(comparison.compare_seeds(stopped))
 
 
 def test_mcnemar_is_the_one_on_the_joined_pictures(records):

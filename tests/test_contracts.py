@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import subprocess
 import tomllib
 from pathlib import Path
@@ -254,3 +255,14 @@ def test_make_runs_the_commands_that_the_readme_shows():
         "kaggle kernels push -p build/kaggle",
     ):
         assert command in readme, command
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/*.py")), ids=named)
+def test_benchmarks_can_be_started(path, monkeypatch):
+    monkeypatch.syspath_prepend(path.parent)  # as python does with a script's folder
+    try:
+        runpy.run_path(str(path), run_name="imported")
+    except ModuleNotFoundError as error:
+        if error.name.startswith("fer_helpers"):
+            raise
+        pytest.skip(f"needs {error.name}")

@@ -182,6 +182,22 @@ def test_batch_size_does_not_matter(views):
         np.testing.assert_allclose(parts, at_once, atol=1e-5)
 
 
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_batch_that_does_not_fit_is_scored_in_parts(views):
+    class Greedy(torch.nn.Module):
+        def forward(self, x):
+            if len(x) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return x.flatten(1)[:, :4]
+
+    pixels = faces(n=20).images()
+    found = predict_logits(Greedy(), pixels, PREPROCESS, views=views)
+    np.testing.assert_array_equal(
+        found, predict_logits(Greedy(), pixels, PREPROCESS, views=views, batch_size=2)
+    )
+    assert found.shape == (20, 4)
+
+
 def test_sets_and_arrays_are_the_same():
     some = faces().take(np.array([5, 2, 9]))
     from_set = predict_logits(net(), some, PREPROCESS)

@@ -686,8 +686,7 @@ def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
         "test": Test(),
         "names": NAMES,
         "run": SimpleNamespace(path=tmp_path.joinpath),
-        "PHOTO": str(tmp_path / "a face.png"),
-        "GDOWN_ID": "",
+        "photos": {"a face.png": face},
         "display": shown.append,
         "upload_widget": lambda *given, **options: button,
     }

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fer_helpers import files, resuming, training
+from fer_helpers import files, recipes, resuming, training
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import CheckpointError, load_model, load_state
 from fer_helpers.recipes import make_parts, vote_loss
@@ -299,6 +299,14 @@ def test_a_test_set_is_refused(tmp_path, sets):
     assert not os.listdir(tmp_path)
 
 
+def test_without_triton_a_gpu_does_not_compile(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for there in (None, object()):
+        monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name, there=there: there)
+        assert recipes.can_compile(cpu)
+        assert recipes.can_compile(cuda) is (there is not None)
+
+
 def test_a_compiled_network_trains_the_same(tmp_path, monkeypatch):
     """With torch's own operations behind the compiler, as far as that is quick to test."""
     given = {"epochs": 1, "votes": some_votes(), "vote_weight": 0.5}
@@ -546,6 +554,8 @@ def test_out_of_memory_names_the_largest_half_that_fits(tmp_path, monkeypatch):
             train(tmp_path / str(fits))
         assert "BATCH_SIZE 8 at IMAGE_SIZE 16 does not fit" in str(caught.value)
         assert words in str(caught.value)
+        with pytest.raises(TrainingError, match=words):
+            estimate_minutes(net(), faces(), None, recipe(), preprocess=PREPROCESS, augment=AUGMENT)
 
 
 def test_a_full_disk_in_the_middle_is_a_warning(tmp_path, monkeypatch, eager):
