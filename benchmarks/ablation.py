@@ -56,9 +56,9 @@ ARMS = {
     "CBAM": {"attention": "cbam"},
     "FER+ votes": {"ferplus_weight": 0.5},
 }
-"""What an arm changes. The base is FER2013 alone, with spatial attention after the last stage. Phase
-1 costs as much as two and a half epochs, so `longer` is what it has to beat. The slice keeps twins
-together, so that no arm can learn copies of it."""
+"""What an arm changes. The base is FER2013 alone, with spatial attention after the last stage. Its
+`longer` costs what `phase 1 first` costs, which has to beat it. The slice keeps twins together, so
+that no arm can learn copies of it."""
 
 
 def settings(arm: str, seed: int, votes: Path) -> Config:
