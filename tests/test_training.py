@@ -554,8 +554,9 @@ def test_out_of_memory_names_the_largest_half_that_fits(tmp_path, monkeypatch):
             train(tmp_path / str(fits))
         assert "BATCH_SIZE 8 at IMAGE_SIZE 16 does not fit" in str(caught.value)
         assert words in str(caught.value)
+        given = {"preprocess": PREPROCESS, "augment": AUGMENT}
         with pytest.raises(TrainingError, match=words):
-            estimate_minutes(net(), faces(), None, recipe(), preprocess=PREPROCESS, augment=AUGMENT)
+            estimate_minutes(net(), faces(), selection_faces(), recipe(), **given)
 
 
 def test_a_full_disk_in_the_middle_is_a_warning(tmp_path, monkeypatch, eager):
