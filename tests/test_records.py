@@ -1,13 +1,13 @@
 """What a run writes: stamped, the same bytes twice, and whole at every moment."""
 
-import errno
 import json
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from test_runs import full_disk, listing
 
-from fer_helpers import records, runs, versions
+from fer_helpers import records, versions
 from fer_helpers.runs import RunError, open_run
 
 CLASSES = ["Anger", "Happy", "Sad"]
@@ -20,17 +20,6 @@ def opened(folder, name="a", origin="drawn"):
 @pytest.fixture
 def run(tmp_path):
     return opened(tmp_path / "runs")
-
-
-def full_disk(monkeypatch):
-    def refuse(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(runs.os, "fsync", refuse)
-
-
-def listing(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def numbers(n=4, accuracy=0.5):
