@@ -186,23 +186,23 @@ def _over_batches(
         ):
             pixels = read(np.arange(start, min(start + batch_size, len(faces))))
             pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
-            with autocast(device, precision):
-                parts.append(_in_parts(forward, preprocess, pixels.permute(0, 3, 1, 2)))
+            parts.append(_in_parts(forward, preprocess, pixels.permute(0, 3, 1, 2), precision))
     return torch.cat(parts).numpy() if parts else np.zeros((0, 0), np.float32)
 
 
 def _in_parts(
-    forward: Callable[[Tensor], Tensor], preprocess: Preprocess, pixels: Tensor
+    forward: Callable[[Tensor], Tensor], preprocess: Preprocess, pixels: Tensor, precision: str
 ) -> Tensor:
     """What `forward` gives on the CPU, from halves of the batch where the memory is too small."""
     try:
         batch = preprocess(pixels).contiguous(memory_format=torch.channels_last)
-        return forward(batch).float().cpu()
+        with autocast(pixels.device, precision):  # the pixels themselves stay exact
+            return forward(batch).float().cpu()
     except torch.OutOfMemoryError:
         if len(pixels) == 1:
             raise
     halves = pixels.tensor_split(2)  # only outside of the block is the failed pass's memory free
-    return torch.cat([_in_parts(forward, preprocess, half) for half in halves])
+    return torch.cat([_in_parts(forward, preprocess, half, precision) for half in halves])
 
 
 def predict_logits(

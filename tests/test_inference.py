@@ -198,6 +198,22 @@ def test_a_batch_that_does_not_fit_is_scored_in_parts(views):
     assert found.shape == (20, 4)
 
 
+def test_pixels_are_prepared_in_full_precision():
+    seen = []
+
+    def watched(pixels):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return PREPROCESS(pixels)
+
+    class Watched(torch.nn.Module):
+        def forward(self, x):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return x.flatten(1)[:, :4]
+
+    predict_logits(Watched(), faces(n=4).images(), watched, precision="bf16")
+    assert seen == [False, True]
+
+
 def test_sets_and_arrays_are_the_same():
     some = faces().take(np.array([5, 2, 9]))
     from_set = predict_logits(net(), some, PREPROCESS)
