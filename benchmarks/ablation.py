@@ -24,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
 from fer_helpers.augment import Augment
 from fer_helpers.config import Config
-from fer_helpers.data import SelectionSet, Splits, load_affectnet, load_fer2013
+from fer_helpers.data import SelectionSet, Splits, TrainSet, load_affectnet, load_fer2013
 from fer_helpers.data_check import clean_train
 from fer_helpers.evaluation import mcnemar, seeds_summary
 from fer_helpers.ferplus import read_ferplus_votes, vote_shares
@@ -70,6 +71,19 @@ def settings(arm: str, seed: int, votes: Path) -> Config:
     return recipe.changed(**change)
 
 
+def named_values(texts: Sequence[str]) -> dict[str, object]:
+    """Parameters as `--set` takes them: `["MIXUP=0.2"]` is `{"mixup": 0.2}`."""
+    pairs = (text.partition("=") for text in texts)
+    return {name.lower(): yaml.safe_load(value) for name, _, value in pairs}
+
+
+def votes_of(config: Config, faces: TrainSet) -> np.ndarray | None:
+    """Shares of the FER+ votes (N, 8) where the recipe learns them, else None."""
+    if not config.ferplus_weight:
+        return None
+    return vote_shares(read_ferplus_votes(config.ferplus_votes, faces))
+
+
 def cut_slice(splits: Splits) -> Splits:
     """FER2013 with the listed images of train to choose on, whatever its test folder holds."""
     train = splits.train
@@ -94,10 +108,7 @@ def train(arm: str, seed: int, data: Path, votes: Path, folder: Path, where: dic
         first = load_affectnet(data / "affectnet", grey=True, selection_size=1000, **reading)
         phases = {"affectnet": first, **phases}
     preprocess = Preprocess(size=config.image_size, channels=config.input_channels, grey=True)
-    shares = {}
-    if config.ferplus_weight:
-        table_of_votes = read_ferplus_votes(config.ferplus_votes, phases["fer2013"].train)
-        shares["fer2013"] = vote_shares(table_of_votes)
+    shares = {"fer2013": votes_of(config, phases["fer2013"].train)}
     torch.manual_seed(seed)
     model, classes, minutes = None, (), 0.0
     for phase, splits in phases.items():

@@ -27,8 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
-from ablation import ROOT, cut_slice
+from ablation import ROOT, cut_slice, named_values
 
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model, weights_hash
@@ -73,8 +72,7 @@ def main() -> None:
     parser.add_argument("--final", type=Path, help="score the test folder and write the student")
     options = parser.parse_args()
     changes = {"phases": "fer2013", "label_smoothing": 0.0, "seed": options.seed}
-    for name, _, value in (change.partition("=") for change in options.set):
-        changes[name.lower()] = yaml.safe_load(value)
+    changes |= named_values(options.set)
     if options.lr:
         changes |= dict.fromkeys(("fer_lr_backbone", "fer_lr_attention", "fer_lr_head"), options.lr)
     if options.start:

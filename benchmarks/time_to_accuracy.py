@@ -2,6 +2,7 @@
 
     python benchmarks/time_to_accuracy.py --params params/cpu.yaml --data data
     python benchmarks/time_to_accuracy.py --params params/gpu.yaml --data data --device cuda
+    python benchmarks/time_to_accuracy.py --set FERPLUS_WEIGHT=0.5 FERPLUS_VOTES=data/ferplus.csv
 
 Trains FER2013 alone, from scratch, on all of train: nothing is held out, because nothing is chosen.
 The time counts from the first step to the last, with everything in between; decoding and starting
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from ablation import named_values, votes_of
 
 from fer_helpers.augment import Augment
 from fer_helpers.config import Config
@@ -36,13 +38,12 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params/cpu.yaml"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/time-to-accuracy"))
-    parser.add_argument("--epochs", type=int, default=0, help="0 takes the file's")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     changes = {"phases": "fer2013", "selection_size": 0, "seed": options.seed}
-    if options.epochs:
-        changes["fer_epochs"] = options.epochs
+    changes |= named_values(options.set)
     config = Config.from_yaml(options.params).changed(**changes)
     device = pick_device(options.device)
     where = {"device": device, "precision": pick_precision(config.precision, device)}
@@ -65,7 +66,8 @@ def main() -> None:
     result = train_phase(
         model, fer.train, None, config.recipe("fer2013"), options.out, name="FER2013",
         preprocess=preprocess, augment=Augment(**config.augment_kwargs("fer2013")),
-        seed=config.seed, compile=config.compile, commit=code_version(), **where,
+        seed=config.seed, votes=votes_of(config, fer.train), compile=config.compile,
+        commit=code_version(), **where,
     )  # fmt: skip
     if result.stopped:
         sys.exit("Stopped; the same command continues.")
