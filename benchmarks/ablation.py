@@ -36,6 +36,7 @@ from fer_helpers.files import replace_file
 from fer_helpers.inference import pick_device, pick_precision, predict_logits
 from fer_helpers.models import build_model, swap_head
 from fer_helpers.preprocess import Preprocess
+from fer_helpers.splits import slice_positions
 from fer_helpers.training import train_phase
 from fer_helpers.versions import code_version
 
@@ -84,15 +85,22 @@ def votes_of(config: Config, faces: TrainSet) -> np.ndarray | None:
     return vote_shares(read_ferplus_votes(config.ferplus_votes, faces))
 
 
-def cut_slice(splits: Splits) -> Splits:
-    """FER2013 with the listed images of train to choose on, whatever its test folder holds."""
+def cut_slice(splits: Splits, size: int = 3000) -> Splits:
+    """FER2013 with listed images of train to choose on, whatever its test folder holds.
+
+    Less than all 3,000, twins together, is for a frozen recipe that chooses a temperature only:
+    the others join train. With 0 nothing is held out.
+    """
     train = splits.train
     names = SLICE.read_text(encoding="utf-8").split()
     listed = np.isin(train.files, names)
     if listed.sum() != len(names):
         raise SystemExit(f"{train.dataset} in --data lacks images that {SLICE.name} names.")
-    selection = train.take(listed, SelectionSet, split="selection")
-    return replace(splits, train=train.take(~listed), selection=selection)
+    held = np.flatnonzero(listed)
+    held = held[slice_positions(train.take(held), size, purpose="calibration")]
+    selection = train.take(held, SelectionSet, split="selection") if size else None
+    return replace(splits, train=train.take(np.delete(np.arange(len(train)), held)),
+                   selection=selection)  # fmt: skip
 
 
 def train(arm: str, seed: int, data: Path, votes: Path, folder: Path, where: dict) -> dict:
