@@ -6,14 +6,16 @@
 
 The student is the network of `params/cpu.yaml`, from scratch or from the weights of `--start`. It
 learns FER2013's train folder without the 3,000 images of docs/results/fer2013-selection-slice.txt,
-which teachers must not have learned either. Its targets are the label and what the teachers say
+or, once a recipe is frozen, without the `--hold-out` of them that its temperature is fitted on;
+teachers must not have learned these either. Its targets are the label and what the teachers say
 about the same face (probabilities after their temperature, mean over teachers and over ten views;
 Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"). That takes the place of label
-smoothing. `--set FER_ERASE=0.5 MIXUP=0.2` changes parameters of the file.
+smoothing. `--set FER_ERASE=0.5 MIXUP=0.2` changes parameters of the file, FER+ votes among them.
 
 Killed, it continues to the bit with the same command. The table compares student and teachers on
-the slice. `--final`, for a frozen recipe, writes the student in half precision, with temperature
-and balanced point fitted on the slice, and scores that file once on the test folder.
+the images held out. `--final`, for a frozen recipe, writes the student in half precision, with
+temperature and balanced point fitted on them, and scores that file once on the test folder; numbers
+and figures of that lie in `--out`.
 """
 
 import argparse
@@ -27,19 +29,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablation import ROOT, cut_slice, named_values
+from ablation import ROOT, cut_slice, named_values, votes_of
 
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model, weights_hash
 from fer_helpers.config import Config
+from fer_helpers.confusions import confusion_matrix
 from fer_helpers.data import SelectionSet, Splits, TrainSet, load_fer2013
-from fer_helpers.evaluation import compare, evaluate, softmax
+from fer_helpers.evaluation import compare, evaluate, reliability, softmax
 from fer_helpers.files import replace_file
 from fer_helpers.inference import pick_device, pick_precision, predict_logits
 from fer_helpers.models import EmotionNet, build_model, describe
+from fer_helpers.plot_analysis import plot_reliability
+from fer_helpers.plot_style import savefig
+from fer_helpers.plots import plot_confusion, plot_history
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.protocol import balance, points_table, score_table, score_tests
-from fer_helpers.training import train_phase
+from fer_helpers.protocol import Scored, balance, points_table, score_table, score_tests
+from fer_helpers.training import PhaseResult, train_phase
 from fer_helpers.versions import code_version
 
 VIEWS = 10
@@ -67,6 +73,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="weights to begin with")
     parser.add_argument("--lr", type=float, default=0.0, help="of all weights; 0 takes the file's")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters")
+    parser.add_argument("--hold-out", type=int, default=3000, help="images of the slice")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--final", type=Path, help="score the test folder and write the student")
@@ -80,10 +87,11 @@ def main() -> None:
     config = Config.from_yaml(options.params).changed(**changes)
     device = pick_device(options.device)
     where = {"device": device, "precision": pick_precision(config.precision, device)}
-    fer = cut_slice(load_fer2013(
+    fer = load_fer2013(
         options.data / "fer2013" / "train", options.data / "fer2013" / "test", selection_size=0,
         max_bad_share=config.max_bad_share, size=config.image_size,
-    ))  # fmt: skip
+    )  # fmt: skip
+    fer = cut_slice(fer, options.hold_out)
     teachers = [load_model(path, device) for path in options.teachers]
 
     heads = ((weights_hash(teacher.model), teacher.temperature) for teacher in teachers)
@@ -106,25 +114,26 @@ def main() -> None:
     result = train_phase(
         student, fer.train, fer.selection, config.recipe("fer2013"), options.out, name="Student",
         preprocess=preprocess, augment=Augment(**config.augment_kwargs("fer2013")),
-        seed=config.seed, soft_labels=targets, commit=code_version(),
-        log=partial(print, flush=True), **where,
+        seed=config.seed, votes=votes_of(config, fer.train), soft_labels=targets,
+        commit=code_version(), log=partial(print, flush=True), **where,
     )  # fmt: skip
     if result.stopped:
         sys.exit("Stopped; the same command continues.")
     minutes = sum(row["seconds"] for row in result.history) / 60
     print(f"{minutes:.0f} minutes of training.")
-    print(on_the_slice(student, preprocess, teachers, fer.selection, where), flush=True)
+    print(on_held_out(student, preprocess, teachers, fer.selection, where), flush=True)
     if options.final:
-        found = finish(options.final, student, preprocess, fer, config.seed, where)
-        text = json.dumps({"results": found}, indent=1)
+        score, entries = finish(options.final, student, preprocess, fer, config.seed, where)
+        text = json.dumps({"results": entries}, indent=1)
         replace_file(options.out / "metrics.json", partial(Path.write_text, data=text))
+        draw(score, result, options.out / "figures")
 
 
-def on_the_slice(
+def on_held_out(
     student: EmotionNet, preprocess: Preprocess, teachers: Sequence[LoadedModel],
     faces: SelectionSet, where: dict,
 ) -> str:  # fmt: skip
-    """Student and teachers on the slice, one view: a Markdown table."""
+    """Student and teachers on the images held out, one view: a Markdown table."""
     lines = ["| network | accuracy, % | macro-F1 | NLL | student minus it, points (95 %) | p |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     mine = predict_logits(student, faces, preprocess, **where)
@@ -148,8 +157,12 @@ def on_the_slice(
 
 def finish(
     path: Path, student: EmotionNet, preprocess: Preprocess, fer: Splits, seed: int, where: dict
-) -> list[dict]:
-    """Write the student in half precision and score what was written, once; returns the scores."""
+) -> tuple[Scored, list[dict]]:
+    """Write the student in half precision and score what was written, once.
+
+    Returns:
+        the score of the test set, and every entry for `metrics.json`.
+    """
     half = {n: v.half() if v.is_floating_point() else v for n, v in student.state_dict().items()}
     write = partial(save_model, path, student, fer.train.class_names, preprocess, state=half)
     extra = {
@@ -171,7 +184,23 @@ def finish(
     low, high = (100 * end for end in numbers["ece_calibrated_range"])
     print(f"Temperature {temperature:.3f}: ECE {100 * numbers['ece']:.1f} %, "
           f"{low:.1f} to {high:.1f} % if perfectly calibrated.")  # fmt: skip
-    return [*scores[0].entries, *balanced.entries]
+    return scores[0], [*scores[0].entries, *balanced.entries]
+
+
+def draw(score: Scored, result: PhaseResult, folder: Path) -> None:
+    """Write confusion matrix, reliability diagram and curves; nothing is scored again."""
+    test, numbers = score.test, score.numbers
+    note = f"{test.dataset} {test.split}, {len(test):,} faces, one view, student"
+    scaled = softmax(score.logits / numbers["temperature"])
+    curves = [reliability(p, test.labels) for p in (scaled, softmax(score.logits))]
+    confusion = confusion_matrix(test.labels, score.logits.argmax(1), len(test.class_names))
+    savefig(plot_confusion(confusion, test.class_names, note=note), folder, "confusion")
+    savefig(plot_reliability(*curves, note=note), folder, "reliability")
+    history = plot_history(
+        result.history, phase="Student", selection_name=result.selection_name,
+        note="train accuracy on augmented faces, counted against the largest share of the target",
+    )  # fmt: skip
+    savefig(history, folder, "history")
 
 
 def _save(path: Path, array: np.ndarray) -> None:

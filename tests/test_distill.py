@@ -58,6 +58,8 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     assert student.extra["origin"] == "drawn" and len(student.extra["balanced_shift"]) == 7
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
     assert {entry["stamp"]["split"] for entry in results} == {"PublicTest"}
+    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert drawn == {"confusion", "reliability", "history"}
 
 
 def test_teachers_speak_in_probabilities(distill, teacher):
