@@ -1,15 +1,25 @@
-"""FER+ votes for FER2013 faces: ten annotators a picture, joined to the files people have."""
+"""FER+ votes for FER2013 faces: ten annotators a picture, joined to the files people have.
+
+`python -m fer_helpers.ferplus fer2013.csv fer2013new.csv` writes the table for FERPLUS_VOTES.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from fer_helpers.data import load_fer2013
 from fer_helpers.fer_csv import csv_file, read_table
+from fer_helpers.files import replace_file
 from fer_helpers.layouts import SPLIT_FOLDERS, DataError, canonical_emotion
-from fer_helpers.splits import FaceSet
+from fer_helpers.splits import FaceSet, Splits
 
 # Columns of microsoft/FERPlus, fer2013new.csv, in its order; NF is "not a face".
 VOTES = (
@@ -208,3 +218,43 @@ def _keys(files: pd.Series) -> pd.Series:
     parts = ("//" + files.astype(str)).str.rsplit("/", n=3)
     splits = parts.str[-3].str.lower().map(_SPLITS).fillna("")
     return splits + "/" + parts.str[-2].map(canonical_emotion) + "/" + parts.str[-1]
+
+
+def _all_faces(splits: Splits) -> FaceSet:
+    """Every face of a dataset once, whatever parts it is divided into."""
+    parts, known = [], set()
+    for part in (splits.train, splits.selection, *splits.tests):
+        if part is not None:
+            parts.append(part.take([name not in known for name in part.files], FaceSet))
+            known.update(part.files)
+    pixels = np.concatenate([part.images() for part in parts])
+    per_face = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("labels", "files", "pixel_hashes", "native")
+    }
+    return replace(parts[0], pixels=pixels, rows=np.arange(len(pixels)), **per_face)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the votes of every FER2013 file; 0 if that worked."""
+    parser = argparse.ArgumentParser(prog="python -m fer_helpers.ferplus", description=__doc__)
+    parser.add_argument("fer_csv", help="fer2013.csv of the competition")
+    parser.add_argument("ferplus_csv", help="fer2013new.csv of FERPlus")
+    parser.add_argument("--data", default="data/fer2013", help="holds train and test")
+    parser.add_argument("--out", default="data/ferplus.csv", help="the table to write")
+    options = parser.parse_args(arguments)
+    folder = Path(options.data)
+    try:
+        splits = load_fer2013(folder / "train", folder / "test", selection_size=0)
+        table = match_ferplus(options.fer_csv, options.ferplus_csv, _all_faces(splits))
+        replace_file(options.out, partial(table.to_csv, index=False))
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    found = int(table["error"].notna().sum())
+    print(f"Votes for {found:,} of {len(table):,} files in {options.out}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

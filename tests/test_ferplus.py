@@ -10,7 +10,7 @@ from PIL import Image
 
 from fer_helpers.data import DataError, FaceSet, load_fer2013
 from fer_helpers.fer_csv import FER_CSV_ORDER
-from fer_helpers.ferplus import VOTES, match_ferplus, read_ferplus_votes, vote_shares
+from fer_helpers.ferplus import VOTES, main, match_ferplus, read_ferplus_votes, vote_shares
 
 FOLDER_OF = {
     "Anger": "angry", "Disgust": "disgust", "Fear": "fear", "Happy": "happy",
@@ -174,3 +174,25 @@ def test_the_table_of_the_development_data_is_read(tmp_path):
     assert 0.9 < voted.mean() < 1  # some are no face, and nobody saw an emotion in them
     np.testing.assert_allclose(shares[voted].sum(1), 1, rtol=1e-6)
     assert (shares.argmax(1) == everybody[:, :8].argmax(1))[voted].all()
+
+
+def test_the_command_writes_the_table_that_is_read(published, tmp_path, monkeypatch, capsys):
+    root, splits, names = published
+    monkeypatch.setattr("fer_helpers.store.default_cache_dir", lambda: tmp_path / "cache")
+    out = tmp_path / "new" / "ferplus.csv"
+    files = [str(root / "fer2013.csv"), str(root / "fer2013new.csv")]
+    assert main([*files, "--data", str(root), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("Votes for 84 of 84 files in ")
+    table = pd.read_csv(out, keep_default_na=False)
+    assert sorted(table["file"]) == sorted(names)
+    for faces in (splits.train, splits.tests[0]):
+        alone = match_ferplus(*files, faces, cache_dir=root / "cache")[list(VOTES)].to_numpy()
+        np.testing.assert_array_equal(read_ferplus_votes(out, faces), alone)
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    wrong = ["fer2013.csv", "new.csv", "--data", str(tmp_path), "--out", str(tmp_path / "out.csv")]
+    assert main(wrong) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path) in said
+    assert not (tmp_path / "out.csv").exists()
