@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fer_helpers.files import replace_file
+from fer_helpers.layouts import local_path
 from fer_helpers.models import EmotionNet, build_model
 from fer_helpers.preprocess import Preprocess
 
@@ -37,7 +38,7 @@ IN_A_FOLDER = (
     "fer2013/best.safetensors",
     "affectnet/best.safetensors",
 )
-"""Where a run folder, or a phase's folder in it, has its model; the first that exists counts."""
+"""Where a run folder, or a phase's folder in it, has its model; the first that learned counts."""
 
 
 class CheckpointError(RuntimeError):
@@ -120,7 +121,7 @@ def newest_model(folder: str | Path = "runs") -> Path | None:
     """
     found = list(Path(folder).glob("*/model.safetensors")) if Path(folder).is_dir() else []
     found.sort(key=lambda path: (path.stat().st_mtime, path.parent.name), reverse=True)
-    found = [path for path in found if _extra(path).get("best_epoch") != 0]
+    found = [path for path in found if _epochs(path) != 0]
     real = (path for path in found if _extra(path).get("origin") != "drawn")
     return next(real, None) or next(SHIPPED.glob("*.safetensors"), None) or next(iter(found), None)
 
@@ -130,6 +131,12 @@ def _extra(path: Path) -> dict[str, Any]:
         return dict(_read_about(path)["extra"])
     except (CheckpointError, KeyError, TypeError, ValueError):
         return {}  # what is wrong with the file is said when it is loaded
+
+
+def _epochs(path: Path) -> int | None:
+    """After how many epochs of its phase a model was kept; None where the file does not say."""
+    extra = _extra(path)
+    return extra.get("best_epoch", extra.get("epoch"))
 
 
 def load_model(
@@ -155,10 +162,12 @@ def load_model(
                 f"No trained model in {runs} and none is shipped: run the notebook once, or give "
                 "the path of a model file."
             )
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         inside = [path / name for name in IN_A_FOLDER]
-        path = next((file for file in inside if file.exists()), inside[0])
+        there = [file for file in inside if file.exists()]
+        learned = [file for file in there if _epochs(file) != 0]
+        path = next(iter(learned or there), inside[0])
     about = _read_about(path)
     try:
         names = tuple(about["class_names"])

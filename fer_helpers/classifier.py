@@ -34,7 +34,8 @@ class Classifier:
         preprocess: one picture -> float32 (C, H, W): a `Preprocess`, or any transform that takes an
             RGB PIL image.
         class_names: names of the K outputs, in order.
-        temperature: the logits are divided by it before the softmax.
+        temperature: the logits are divided by it before the softmax; fitted for one view, so that
+            several views are calibrated only roughly.
         min_confidence: probability (0 to 1) below which an answer is uncertain.
         note: stands in the note of every answer; "model trained on drawn faces" for such a model.
         shift: added to the logits, one number per class; empty for none. The balanced operating
@@ -177,7 +178,8 @@ def load_classifier(
             model = load_model(model)
     whole = hasattr(model, "class_names") and hasattr(model, "preprocess")
     transform = transform or (model.preprocess if whole else None)
-    class_names = class_names or (model.class_names if whole else None)
+    if class_names is None and whole:
+        class_names = model.class_names
     if transform is None or class_names is None:
         missing = "transform" if transform is None else "class_names"
         raise PredictionError(

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fer_helpers.layouts import local_path
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
 
@@ -315,7 +316,7 @@ def load_onnx(path: str | Path, *, threads: int = 0) -> OnnxModel:
     Raises:
         ExportError: a missing package, no such file, or not a file of this project.
     """
-    path = Path(path)
+    path = local_path(path)
     _extra("onnxruntime")
     if not path.is_file():
         raise ExportError(f"{path} does not exist; write it with export_onnx or export_int8.")

@@ -74,7 +74,8 @@ class Prediction:
             answer.
         uncertain: True where there is no answer or its probability is below `min_confidence`.
         face_box: left, top, right, bottom of the detected face, in whole pixels of the upright
-            picture; None for a crop.
+            picture as it was read: half the file's where the note says "read at 1/2 of its size".
+            None for a crop.
         note: how to read the answer, e.g. "assumed already cropped" or "no face found"; "" for
             nothing special.
         face: the crop that was classified, None where there is no answer.
@@ -395,9 +396,10 @@ def predict_images(
 
     Returns:
         One row per face, pictures in the order given, faces of a picture largest first. Columns:
-        file; face (number from 1, missing where there is none); left, top, right, bottom (pixels,
-        missing for crops); label; confidence (percent); one column per class (probability 0 to 1);
-        uncertain; note; error (True where the file could not be read).
+        file; face (number from 1, missing where there is none); left, top, right, bottom (pixels
+        of the picture as it was read, missing for crops); label; confidence (percent); one column
+        per class (probability 0 to 1); uncertain; note; error (True where the file could not be
+        read).
 
     Raises:
         PredictionError: something that the model needs is missing or does not fit, or copies would
@@ -412,7 +414,8 @@ def predict_images(
         raise PredictionError(f"batch_size is {batch_size}: give 1 or more.")
     named = list(named_sources(sources))
     if annotate_to is not None:
-        _keep_originals(named, Path(annotate_to))
+        annotate_to = local_path(annotate_to)
+        _keep_originals(named, annotate_to)
     rows: list[dict[str, Any]] = []
     waiting: list[_Picture] = []
     used: set[str] = set()
@@ -423,7 +426,7 @@ def predict_images(
         ):
             rows.extend(_rows(picture.name, answers, error=picture.image is None))
             if annotate_to is not None and picture.image is not None:
-                _save_annotated(picture, answers, Path(annotate_to), used)
+                _save_annotated(picture, answers, annotate_to, used)
         waiting.clear()
 
     for name, source in tqdm(

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fer_helpers.faces import NO_DETECTOR, Detector, DetectorError, Face, crop_face, find_faces
+from fer_helpers.layouts import local_path
 from fer_helpers.prediction import (
     Prediction,
     PredictionError,
@@ -191,12 +192,14 @@ class _Video:
                 f"{NO_DETECTOR} (video needs OpenCV: pip install 'fer-helpers[faces]')."
             ) from error
         self.cv2, self.every = cv2, every
-        self.output, self.writer = None if output is None else Path(output), None
-        if not isinstance(source, int) and not Path(source).is_file():
+        self.output, self.writer = None if output is None else local_path(output), None
+        if not isinstance(source, int):
+            source = local_path(source)
+        if not isinstance(source, int) and not source.is_file():
             raise PredictionError(f"There is no video at {source}: check the path.")
         if self.output is not None and self.output.suffix.lower() not in (".mp4", ".avi"):
             raise PredictionError(f"{output} is no video file name: end it with .mp4 or .avi.")
-        file = None if isinstance(source, int) else Path(source).resolve()
+        file = None if isinstance(source, int) else source.resolve()
         if self.output is not None and self.output.resolve() == file:
             raise PredictionError(f"{output} is the video itself: give the copy another name.")
         self.capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))

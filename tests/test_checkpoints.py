@@ -137,7 +137,7 @@ def test_half_precision_weights_come_back_as_floats(tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_run_folder_phase_folder_and_newest_run(tmp_path):
+def test_run_folder_phase_folder_and_newest_run(tmp_path, monkeypatch):
     for name, time in (("a", 200), ("b", 100)):
         (tmp_path / name).mkdir()
         os.utime(saved(tmp_path / name, extra={"run": name}), (time, time))
@@ -146,8 +146,20 @@ def test_run_folder_phase_folder_and_newest_run(tmp_path):
     assert load_model(tmp_path / "b").extra["run"] == "b"
     assert load_model(runs=tmp_path).extra["run"] == "a"
     assert newest_model(tmp_path) == tmp_path / "a" / "model.safetensors"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert load_model("~/b").extra["run"] == load_model("~/b/model.safetensors").extra["run"] == "b"
     for folder in (tmp_path / "c", tmp_path / "c" / "fer2013"):
         assert load_model(folder).path.name == "best.safetensors"
+
+
+def test_a_phase_that_has_only_begun_does_not_answer_for_the_one_before(tmp_path):
+    for phase, epochs in (("affectnet", 3), ("fer2013", 0)):
+        (tmp_path / phase).mkdir()
+        best = tmp_path / phase / "best.safetensors"
+        save_model(best, net(), NAMES, PREPROCESS, extra={"epoch": epochs})
+    assert load_model(tmp_path).path.parent.name == "affectnet"
+    assert load_model(tmp_path / "fer2013").extra["epoch"] == 0  # if asked for
 
 
 def test_a_run_on_drawn_faces_answers_only_where_nothing_else_can(tmp_path, monkeypatch):

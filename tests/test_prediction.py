@@ -269,7 +269,7 @@ def test_a_checkpoint_brings_everything(face, checkpoint):
     sharp = predict_single_image(face, checkpoint, show=False, temperature=1.0, min_confidence=0.0)
     assert sharp.confidence > answer.confidence
     assert not sharp.uncertain
-    renamed = predict_single_image(face, checkpoint, class_names=list("abcdefg"), show=False)
+    renamed = predict_single_image(face, checkpoint, class_names=np.array([*"abcdefg"]), show=False)
     assert list(renamed.probabilities.values()) == list(answer.probabilities.values())
     classifier = load_classifier(checkpoint)
     assert predict_single_image(face, classifier, show=False).probabilities == answer.probabilities
