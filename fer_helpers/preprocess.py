@@ -61,6 +61,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TURNED_BY = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+"""Where Pillow finds that tag: an upright picture keeps none of them, or it is turned again."""
+
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
@@ -244,6 +247,7 @@ def plain_image(image: Image.Image) -> Image.Image:
     upright = UPRIGHT.get(_orientation(image))
     if upright is not None:
         image = image.transpose(upright)
+        image.info = {k: v for k, v in image.info.items() if k not in TURNED_BY}
     mode = image.mode
     if mode.startswith("I") or mode == "F":
         image = _eight_bits(image)

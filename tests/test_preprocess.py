@@ -217,6 +217,10 @@ def test_exif_orientation(kind, orientation):
     preprocess = Preprocess(size=20)
     with Image.open(io.BytesIO(data)) as opened:
         assert torch.equal(preprocess(opened), preprocess(data))
+        once = plain_image(opened)
+        if kind == "JPEG":  # Pillow turns a TIFF itself
+            assert opened.getexif()[0x0112] == orientation  # what was given keeps its mark
+    assert np.array_equal(np.asarray(plain_image(once)), np.asarray(image)), "turned twice"
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 4711])
