@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from fer_helpers.data import TestSet, load_faces
 from fer_helpers.evaluation import evaluate
@@ -45,14 +46,14 @@ def why_seen(faces: Any, used: Sequence[Any]) -> str:
 def _pixel_hashes(faces: Any) -> list[str]:
     """One hash per picture, "" for blank ones.
 
-    Not `FaceSet.pixel_hashes`: FER2013 is in circulation as three equal channels too, and such a
-    copy has to get the hash of its grey original.
+    Not `FaceSet.pixel_hashes`: a color picture has to get the hash of its grey copy, whichever of
+    the two was trained on.
     """
     hashes = []
     for start in range(0, len(faces), 1024):
         for image in faces.images(np.arange(start, min(start + 1024, len(faces)))):
-            if image.shape[-1] == 3 and (image == image[..., :1]).all():
-                image = image[..., :1]
+            if image.shape[-1] == 3:
+                image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
             blank = image.min() == image.max()
             content = repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()
             hashes.append("" if blank else hashlib.sha256(content).hexdigest())
@@ -78,13 +79,20 @@ def load_others(
     """
     tests = []
     for folder in filter(None, (part.strip() for part in folders.split(","))):
-        test = load_faces(folder, **reading).tests[0]
+        splits = load_faces(folder, **reading)
+        test = splits.tests[0]
         if test.origin != origin:
             raise RunError(
                 f"EXTRA_TEST_DIRS: {folder} holds {test.origin} faces and this run is on {origin} "
                 "ones; drawn and real data never meet in one run, so leave it out."
             )
         _shared_classes(test, model_classes)
+        if not len(test):
+            raise RunError(
+                f"EXTRA_TEST_DIRS: {folder} holds too few pictures to cut a test set from, so give "
+                "a set with a test folder or more pictures."
+            )
+        print(splits.sentence)  # a set without splits is not scored whole
         tests.append(test)
     return tests
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others, why_seen
 from fer_helpers.data import DataError
@@ -38,6 +39,9 @@ def test_what_was_used_is_seen():
     assert why_seen(new, [Faces(shared, "FER2013")]).startswith("2 of 5")
     in_color = Faces(np.repeat(shared, 3, axis=-1), "FER2013")
     assert why_seen(new, [in_color]).startswith("2 of 5")
+    colors = pictures(9, 1, channels=3)
+    grey = [np.asarray(Image.fromarray(face).convert("L"))[..., None] for face in colors[:3]]
+    assert why_seen(Faces(np.stack(grey), "CK+"), [Faces(colors, "FER2013")]).startswith("3 of 3")
 
 
 def test_blank_pictures_make_nothing_seen():
