@@ -146,6 +146,7 @@ def train(arm: str, seed: int, data: Path, votes: Path, folder: Path, where: dic
         "commit": code_version(),
         "where": f"{where['device']}, {where['precision']}, {torch.get_num_threads()} threads",
         "budget": BUDGET,
+        "recipe": config.fingerprint(),
     }
 
 
@@ -206,6 +207,11 @@ def table(runs: Sequence[dict], arms: Sequence[str], seeds: Sequence[int]) -> st
     return "\n".join(lines)
 
 
+def finished(folder: Path) -> list[dict]:
+    """What the finished runs below a folder left."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT / "data")
@@ -220,6 +226,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to torch")
     parser.add_argument("--table", action="store_true", help="train nothing, print the table")
     options = parser.parse_args()
+    # A base of yesterday's params/cpu.yaml says nothing about an arm of today's.
+    old = [
+        f"{run['arm']} (seed {run['seed']})"
+        for run in finished(options.out)
+        if run.get("recipe") != settings(run["arm"], run["seed"], options.votes).fingerprint()
+    ]
+    if old and not options.table:
+        parser.error(f"{options.out} holds runs of another recipe: {', '.join(old)}; "
+                     "choose another --out")  # fmt: skip
     needed = {"FER+ votes": options.votes, "phase 1 first": options.data / "affectnet"}
     for arm, path in {} if options.table else needed.items():
         if arm in options.arms and not path.exists():  # not after an hour of the other arms
@@ -234,7 +249,7 @@ def main() -> None:
             if not (folder / "result.json").exists():
                 text = json.dumps(train(arm, seed, options.data, options.votes, folder, where))
                 replace_file(folder / "result.json", partial(Path.write_text, data=text))
-    runs = [json.loads(path.read_text()) for path in options.out.glob("*/result.json")]
+    runs = finished(options.out)
     print(table(runs, options.arms, options.seeds))
 
 

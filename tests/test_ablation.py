@@ -68,6 +68,21 @@ def test_what_an_arm_lacks_is_said_first(ablation, tmp_path, monkeypatch, capsys
     assert "votes.csv, which is not there" in capsys.readouterr().err
 
 
+def test_runs_of_another_recipe_are_not_compared(ablation, tmp_path, monkeypatch, capsys):
+    recipe = ablation.settings("base", 0, tmp_path).fingerprint()
+    run = {**result("base", 0, [1, 0]), "recipe": {**recipe, "MIXUP": 0.9}}
+    (tmp_path / "base-0").mkdir()
+    (tmp_path / "base-0" / "result.json").write_text(json.dumps(run))
+    arguments = ["ablation", "--out", str(tmp_path), "--arms", "base", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit):
+        ablation.main()
+    assert "another recipe: base (seed 0)" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*arguments, "--table"])
+    ablation.main()  # a table of old runs can be had
+    assert "| base | 0 |" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_queue_trains_scores_and_does_not_repeat(ablation, tmp_path, monkeypatch, capsys):
     small = {"width": 8, "fer_epochs": 1, "affectnet_epochs": 1, "max_bad_share": 0.1,
