@@ -8,7 +8,8 @@ Trains FER2013 alone, from scratch, on all of train: nothing is held out, becaus
 (`--hold-out 1000` leaves out that many images, to fit a temperature on).
 The time counts from the first step to the last, with everything in between; decoding and starting
 are printed apart. The target is the original authors' 67 % with half a point to spare. Killed, it
-continues from the folder `--out`, and the time of all its parts counts.
+continues from the folder `--out`, and the time of all its parts counts; `model.safetensors` in
+there is the trained network.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from ablation import cut_slice, named_values, votes_of
 
 from fer_helpers.augment import Augment
+from fer_helpers.checkpoints import save_model
 from fer_helpers.config import Config
 from fer_helpers.data import load_fer2013
 from fer_helpers.inference import pick_device, pick_precision
@@ -75,9 +77,13 @@ def main() -> None:
     if result.stopped:
         sys.exit("Stopped; the same command continues.")
     minutes = sum(row["seconds"] for row in result.history) / 60
-    scores, _, _ = score_tests(
+    scores, temperature, _ = score_tests(
         model, replace(fer, tests=tuple(public)), preprocess,
         views=config.tta_views, seed=config.seed, **where,
+    )  # fmt: skip
+    save_model(
+        options.out / "model.safetensors", model, fer.train.class_names, preprocess,
+        temperature=temperature, extra={"origin": fer.train.origin, "dataset": fer.train.dataset},
     )  # fmt: skip
     accuracy = scores[0].numbers["accuracy"]
     print(score_table(scores).to_string(index=False))
