@@ -100,7 +100,7 @@ def model_card(run: Run | str | Path) -> str:
     lines += [
         *_what_it_is(record),
         *_data_and_terms(record),
-        *_scores(results),
+        *_scores(record, results),
         *_confidence(record, shown),
         *_where_it_fails(record, shown),
         *_other_datasets(record),
@@ -180,7 +180,9 @@ def _data_and_terms(record: RunRecord) -> list[str]:
     return [*lines, "- The pictures themselves are not passed on.", ""]
 
 
-def _scores(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def _scores(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str]:
+    last = record.params.get("KEEP") == "last"
+    epoch = "The last epoch was kept; temperature and thresholds were" if last else "The epoch was"
     rows = []
     for result in results:
         stamp, numbers, twin = result["stamp"], result["numbers"], result["leak_free"]
@@ -202,7 +204,7 @@ def _scores(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         "## Scores, and how they were taken",
         "",
-        "The epoch was chosen on the set named under *chosen on*; where a score contains that set, "
+        f"{epoch} chosen on the set named under *chosen on*; where a score contains that set, "
         "its note says so. *Leak-free* leaves out the pictures that also stand in train. More than "
         "one *view* means an average over flips and shifts.",
         *_table((*head, "chosen on", "note"), rows),

@@ -60,7 +60,7 @@ def stamp(
         n: Number of pictures scored.
         views: Views averaged per picture; 1 is without test-time augmentation.
         seed: The seed of the run.
-        selection_set: What the epoch was chosen on, in words: `"PublicTest (3,589)"`, or `"none"`.
+        selection_set: What choices were made on, in words: `"PublicTest (3,589)"`, or `"none"`.
         content_hash: Hash over names and bytes of the files the pictures came from.
         origin: `"drawn"` or `"real"`.
         dataset: Name of the dataset.

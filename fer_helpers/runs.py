@@ -139,7 +139,8 @@ def _probe(folder: Path) -> None:
 #
 # Whether a folder may be continued is decided by its *fingerprint*: the parameters that change the
 # result. Paths, time budgets and the device are not part of it, so a run may move to another
-# machine and go on there; that the data are the same is looked at when training continues. On
+# machine and go on there, in the precision it was begun in; that the data are the same is looked at
+# when training continues. On
 # Kaggle an unfinished run of the same fingerprint among the attached inputs, the output of an
 # earlier session, is copied and continued.
 

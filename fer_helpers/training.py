@@ -559,7 +559,8 @@ def train_phase(
             if progress.ended or stopped or keeper.age() > SAVE_SECONDS:
                 keeper.save(parts, progress, must=progress.ended or bool(stopped))
     if stopped:
-        log(f"Stopped ({stopped}) in epoch {progress.epoch + 1}: RESUME 'auto' continues here.")
+        log(f"Stopped ({stopped}) in epoch {progress.epoch + 1}: "
+            "run all from the start, and RESUME 'auto' continues here.")  # fmt: skip
     elif recipe.keep == "best":
         log(f"Kept: epoch {progress.best_epoch}, the best on {chosen_on}.")
     model.load_state_dict(keeper.best or parts.kept().state_dict())

@@ -211,7 +211,8 @@ device = inference.pick_device(config.device)
 precision = inference.pick_precision(config.precision, device)
 where = {"device": device, "precision": precision}
 run = runs.open_run(
-    config.output_dir, config.run_name, config.to_dict(), config.fingerprint(), config.resume,
+    config.output_dir, config.run_name, config.to_dict(),
+    config.fingerprint() | {"PRECISION": precision}, config.resume,
     origin="drawn" if config.drawn else "real",
 )  # fmt: skip
 started = time.monotonic()
@@ -482,7 +483,8 @@ scoring = {
 metrics = {"results": [], "training": {}}
 if affectnet:
     early = f"training was stopped early ({stopped})" if stopped else ""
-    scores, temperature, chosen_on = score_tests(model, affectnet, pre, note=early, **scoring)
+    which = early or ("the network after phase 1" if fer else "")
+    scores, temperature, chosen_on = score_tests(model, affectnet, pre, note=which, **scoring)
     metrics["results"] += [entry for score in scores for entry in score.entries]
     metrics["training"]["affectnet"] = {
         "best_epoch": phase1.best_epoch, "selection_set": describe_selection(affectnet.selection),
@@ -830,7 +832,9 @@ if config.robustness:
     accuracies = robustness(
         lambda faces: inference.predict_logits(model, faces, pre, **where), images, labels
     )
-    stamp = {**headline.entries[0]["stamp"], "n": len(fixed), "note": "fixed sample of the set"}
+    stamp = headline.entries[0]["stamp"]
+    words = "; ".join(filter(None, (stamp["note"], "fixed sample of the set")))
+    stamp = {**stamp, "n": len(fixed), "note": words}
     metrics["robustness"] = {"stamp": stamp, "accuracy": accuracies}
     most = float(np.bincount(labels).max() / len(labels))
     show(plots.plot_robustness(accuracies, chance=most, note=about), "robustness")
@@ -849,7 +853,7 @@ for other in others:
     stamp = records.stamp(
         other.split, len(other), 1, config.seed, describe_selection(splits.selection),
         other.content_hash, other.origin, dataset=other.dataset, device=device.type,
-        precision=precision,
+        precision=precision, note=early,
     )  # fmt: skip
     scoring = {"temperature": temperature, "bootstrap": config.bootstrap}
     rows.append(cross_dataset(other, logits, class_names, used, stamp, **scoring))
