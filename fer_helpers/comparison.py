@@ -305,7 +305,10 @@ def plot_intervals(table: pd.DataFrame) -> Figure:
         ax.errorbar(values, heights, xerr=spread, **style)
     labels = [f"{row['run']}: {row['dataset']} {row['split']}" for row in rows]
     labels = [
-        f"{clean(label, 48)}, n = {row['n']:,}" for label, row in zip(labels, rows, strict=True)
+        f"{clean(label, 48)}, n = {row['n']:,}"
+        + f", {row['views']} views" * (row["views"] > 1)
+        + ", balanced" * ("balanced" in row["note"])
+        for label, row in zip(labels, rows, strict=True)
     ]
     ax.set_yticks(range(len(rows)), labels)
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -337,14 +340,17 @@ def plot_histories(records: Sequence[RunRecord], column: str = "selection_accura
             dashes = ("-", "--", ":")[index // len(PALETTE) % 3]
             epochs = rows["epoch"].astype(int)
             (line,) = ax.plot(epochs, rows[column], dashes, color=color, marker="o", markersize=3)
-            lines[clean(record.name, 32)] = line
+            lines[record.name] = line
         ax.set_title(phase)
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if column.endswith("accuracy"):
             as_percent(ax.yaxis)
     if lines:
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3)
+        # Long names differ at their end as often as at their beginning.
+        names = [n if len(n) <= 32 else f"{n[:15]}…{n[-16:]}" for n in lines]
+        names = [clean(name, 32) for name in names]
+        figure.legend(lines.values(), names, loc="outside lower center", ncols=3)
     else:
         axes[0, 0].text(0.5, 0.5, f"no run has a history of {column}", ha="center", va="center")
     return figure
