@@ -244,6 +244,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="data/ferplus.csv", help="the table to write")
     options = parser.parse_args(arguments)
     folder = Path(options.data)
+    if not all((folder / split).is_dir() for split in ("train", "test")):
+        print(
+            f"--data {folder} does not hold train and test: give FER2013's folder.", file=sys.stderr
+        )
+        return 1
     try:
         splits = load_fer2013(folder / "train", folder / "test", selection_size=0)
         table = match_ferplus(options.fer_csv, options.ferplus_csv, _all_faces(splits))
