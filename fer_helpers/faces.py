@@ -16,7 +16,7 @@
 #
 # The detector is YuNet (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine
 # Intelligence Research 20, 2023), run by OpenCV. It needs `opencv-python-headless` (the extra
-# `[faces]`) and one file of 233 KB, which is fetched once. Crops that are ready need neither.
+# `[faces]`) and one file of 233 KB, which comes with the package. Ready crops need neither.
 
 # %%
 """Find the faces in a photo and cut them out the way the training crops were cut."""
@@ -47,6 +47,7 @@ MODEL_URL = (
 )
 MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 MODEL_MAX_BYTES = 1_000_000
+SHIPPED_MODEL = Path(__file__).parent / "weights" / MODEL_NAME
 MIN_SIDE = 64  # pixels; two cells of YuNet's coarsest grid
 MODEL_VARIABLE = "FER_FACE_DETECTOR"
 NO_DETECTOR = "no detector here: give a crop or the model file"
@@ -112,13 +113,14 @@ class Face:
 # %% [markdown]
 # ## The detector's file
 # Looked for in this order: the path that was given, the environment variable `FER_FACE_DETECTOR`,
-# the user's cache, a Kaggle input, and last the OpenCV zoo's address. What we find or fetch
-# ourselves must have the known SHA-256; a file that somebody names on purpose may be another YuNet.
+# beside the package's own weights (the notebook for Kaggle travels without them), the user's cache,
+# a Kaggle input, and last the OpenCV zoo's address. What we find or fetch ourselves must have the
+# known SHA-256; a file that somebody names on purpose may be another YuNet.
 
 
 # %%
 def find_model(path: str | Path | None = None, *, cache_dir: str | Path | None = None) -> bytes:
-    """Return the bytes of YuNet's ONNX file, fetching it once if need be.
+    """Return the bytes of YuNet's ONNX file, fetching it once where it is not here.
 
     Args:
         path: the file, if somebody has it; None looks in the places listed above.
@@ -140,7 +142,8 @@ def find_model(path: str | Path | None = None, *, cache_dir: str | Path | None =
         import platformdirs  # comes with every Jupyter installation
 
         cache_dir = platformdirs.user_cache_path("fer_helpers", appauthor=False)
-    for candidate in (Path(cache_dir) / MODEL_NAME, *attached_files(re.escape(MODEL_NAME))):
+    kept = (SHIPPED_MODEL, Path(cache_dir) / MODEL_NAME)
+    for candidate in (*kept, *attached_files(re.escape(MODEL_NAME))):
         with contextlib.suppress(OSError):
             content = candidate.read_bytes()
             if hashlib.sha256(content).hexdigest() == MODEL_SHA256:

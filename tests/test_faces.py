@@ -29,7 +29,6 @@ from fer_helpers.faces import (
 from fer_helpers.sources import FetchError, fetch
 
 SHARED = Path(os.environ.get("FER_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
-YUNET = SHARED / "models" / faces.MODEL_NAME
 
 
 @pytest.fixture
@@ -72,6 +71,7 @@ def server():
 def nowhere(monkeypatch, tmp_path):
     """No detector file anywhere, and nothing remembered of earlier attempts."""
     monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(faces, "SHIPPED_MODEL", tmp_path / "not shipped")
     monkeypatch.setattr(mounts, "KAGGLE_INPUT", tmp_path / "input")
     faces._fetch_model.cache_clear()
     yield tmp_path / "cache"
@@ -151,6 +151,15 @@ def test_the_file_is_fetched_once_and_kept(server, wanted, nowhere):
     faces._fetch_model.cache_clear()
     assert find_model(cache_dir=nowhere) == wanted
     assert server.requests == ["/model.onnx"]
+
+
+def test_the_file_of_the_package_needs_no_network(nowhere, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
+    content = find_model(cache_dir=nowhere)
+    assert hashlib.sha256(content).hexdigest() == faces.MODEL_SHA256
+    assert not nowhere.exists()
 
 
 def test_a_damaged_cache_is_fetched_again(server, wanted, nowhere):
@@ -402,11 +411,7 @@ def test_each_face_is_kept_once_and_the_largest_comes_first():
 @pytest.fixture(scope="module")
 def detector():
     pytest.importorskip("cv2", reason="needs OpenCV")
-    given = os.environ.get(faces.MODEL_VARIABLE)
-    path = Path(given) if given else YUNET
-    if not path.exists():
-        pytest.skip(f"needs YuNet's file: set {faces.MODEL_VARIABLE} or provide {YUNET}")
-    return load_detector(path)
+    return load_detector()
 
 
 def photo(name):

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from fer_helpers import faces
 from fer_helpers.checkpoints import SHIPPED, load_model
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.inference import predict_logits
@@ -41,6 +43,20 @@ def test_it_carries_all_that_an_answer_needs(file, loaded):
     assert loaded.temperature != 1
     assert loaded.extra["origin"] == "real"
     assert len(load_classifier(file, balanced=True).shift) == 7
+
+
+def test_a_clone_finds_the_face_of_a_photo_offline(tmp_path, monkeypatch):
+    pytest.importorskip("cv2", reason="finding faces needs OpenCV")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
+    photo = Image.new("RGB", (640, 480), (214, 219, 224))
+    photo.paste(draw_face("Happy", 3, size=240), (200, 100))
+    photo.save("photo.jpg")
+    answer = predict_single_image("photo.jpg", show=False)
+    assert answer.label in NAMES and answer.face_box is not None
+    left, top, right, bottom = answer.face_box
+    assert 180 < left < right < 460 and 80 < top < bottom < 360
 
 
 def test_a_clone_answers_offline_without_any_run(tmp_path, monkeypatch):
