@@ -40,7 +40,8 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 # Pillow reads the formats; what is decided here is what it leaves open:
 #
 # - transparency is laid on white, as a browser or a printer would show it;
-# - 16-bit grey keeps its high byte (Pillow does that for 16-bit color, but clips grey);
+# - 16-bit grey keeps its high byte (Pillow does that for 16-bit color, but clips grey), unless it
+#   only holds 0..255: such a file was written with 8-bit values and would come out black;
 # - of several frames or pictures in a file, the first counts;
 # - a JPEG beyond 30 megapixels is decoded at 1/2, 1/4 or 1/8 of its sides, which costs little
 #   memory; other formats cannot do that and are refused.
@@ -286,7 +287,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     low, high = values.min(), values.max()
     if image.mode == "F" and low >= 0 and high <= 1:
         values = values * 255
-    elif image.mode in ("F", "I") and low >= 0 and high <= 255:
+    elif low >= 0 and high <= 255:
         pass
     elif image.mode.startswith("I") and low >= 0 and high <= 65_535:
         values = values >> 8

@@ -182,7 +182,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
         )
     _check_size(pixels.shape[1], pixels.shape[0])
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
-        pixels = pixels >> 8  # as `open_image` reads 16-bit files
+        pixels = pixels >> 8 if pixels.max() > 255 else pixels  # as `open_image` reads such files
     elif pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
     elif pixels.dtype != np.uint8:

@@ -32,7 +32,7 @@ from fer_helpers.layouts import DataError, Listing
 
 Loaded = TypeVar("Loaded")
 
-FORMAT = 3  # raise it whenever what is written, or how a picture is decoded, changes
+FORMAT = 4  # raise it whenever what is written, or how a picture is decoded, changes
 KEEP_DAYS = 60  # an entry that nobody opens for so long is thrown away
 CHUNK_BYTES = 1 << 20  # decoded pixels per task: enough to hide the overhead of a task
 CLOSED = "cannot be opened"  # how a reason begins that may pass without a change of the file

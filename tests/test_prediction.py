@@ -12,7 +12,7 @@ import pytest
 import requests
 import torch
 from PIL import Image
-from test_faces import SHARED, YUNET, nowhere, server  # noqa: F401 (fixtures)
+from test_faces import SHARED, nowhere, server  # noqa: F401 (fixtures)
 from torch import nn
 from torchvision.transforms import v2
 
@@ -139,6 +139,7 @@ def test_every_kind_of_picture_gives_the_same_answer(face, model, tmp_path, serv
         "RGBA": face.convert("RGBA"),
         "array": pixels,
         "16 bit": pixels.astype(np.uint16) * 257,
+        "16 bit of 8": pixels.astype(np.uint16),
         "float": pixels / 255,
         "float32": (pixels / 255).astype(np.float32),
         "int64": pixels.astype(np.int64),
@@ -710,9 +711,7 @@ def shared(folder):
 def test_odd_files_give_an_answer_or_one_sentence(model):
     pytest.importorskip("cv2", reason="needs OpenCV")
     root = shared("odd-images")
-    table = predict_images(
-        sorted(root.iterdir()), model, PREPROCESS, NAMES, detector=YUNET, progress=False
-    )
+    table = predict_images(sorted(root.iterdir()), model, PREPROCESS, NAMES, progress=False)
     assert set(table.file.map(Path).map(lambda path: path.name)) == set(os.listdir(root))
     broken = {Path(row.file).name for row in table.itertuples() if row.error}
     heic = {"exif_samples_heic_IMG_5195.HEIC"}  # readable where pillow-heif is installed

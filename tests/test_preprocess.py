@@ -274,6 +274,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
         encoded(Image.fromarray(deep)),
         encoded(Image.fromarray(deep), "TIFF"),
         encoded(Image.fromarray(deep.astype(np.int32)), "TIFF"),
+        encoded(Image.fromarray(grey.astype(np.uint16))),  # 8-bit values in a 16-bit file
         portable,
     ):
         image = open_image(data)
