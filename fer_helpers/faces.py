@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.resources
 import math
 import os
 import re
@@ -47,7 +48,7 @@ MODEL_URL = (
 )
 MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 MODEL_MAX_BYTES = 1_000_000
-SHIPPED_MODEL = Path(__file__).parent / "weights" / MODEL_NAME
+SHIPPED_MODEL = Path(str(importlib.resources.files("fer_helpers"))) / "weights" / MODEL_NAME
 MIN_SIDE = 64  # pixels; two cells of YuNet's coarsest grid
 MODEL_VARIABLE = "FER_FACE_DETECTOR"
 NO_DETECTOR = "no detector here: give a crop or the model file"
