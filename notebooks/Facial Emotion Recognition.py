@@ -476,10 +476,7 @@ def keep_predictions(scores, temperature):
 
 
 # %%
-scoring = {
-    "views": config.tta_views, "bootstrap": config.bootstrap, "seed": config.seed,
-    **where,
-}  # fmt: skip
+scoring = {"views": config.tta_views, "bootstrap": config.bootstrap, "seed": config.seed} | where
 metrics = {"results": [], "training": {}}
 if affectnet:
     early = f"training was stopped early ({stopped})" if stopped else ""
