@@ -91,6 +91,8 @@ def cut_slice(splits: Splits, size: int = 3000) -> Splits:
     Less than all 3,000, twins together, is for a frozen recipe that chooses a temperature only:
     the others join train. With 0 nothing is held out.
     """
+    if not size:
+        return replace(splits, selection=None)
     train = splits.train
     names = SLICE.read_text(encoding="utf-8").split()
     listed = np.isin(train.files, names)
@@ -98,22 +100,30 @@ def cut_slice(splits: Splits, size: int = 3000) -> Splits:
         raise SystemExit(f"{train.dataset} in --data lacks images that {SLICE.name} names.")
     held = np.flatnonzero(listed)
     held = held[slice_positions(train.take(held), size, purpose="calibration")]
-    selection = train.take(held, SelectionSet, split="selection") if size else None
+    selection = train.take(held, SelectionSet, split="selection")
     return replace(splits, train=train.take(np.delete(np.arange(len(train)), held)),
                    selection=selection)  # fmt: skip
+
+
+def read_fer(data: Path, config: Config, hold_out: int = 3000) -> Splits:
+    """FER2013 below `data` as a recipe reads it, with that much of the slice held out."""
+    train, test = (data / "fer2013" / split for split in ("train", "test"))
+    reading = {"max_bad_share": config.max_bad_share, "size": config.image_size}
+    return cut_slice(load_fer2013(train, test, selection_size=0, **reading), hold_out)
 
 
 def train(arm: str, seed: int, data: Path, votes: Path, folder: Path, where: dict) -> dict:
     """Train one run to its end, or continue it; returns what the table needs."""
     config = settings(arm, seed, votes)
-    reading = {"max_bad_share": config.max_bad_share, "size": config.image_size}
-    fer = cut_slice(load_fer2013(data / "fer2013" / "train", data / "fer2013" / "test", **reading,
-                                 selection_size=0))  # fmt: skip
+    fer = read_fer(data, config)
     phases = {"fer2013": clean_train(
         fer, drop_conflicts=config.drop_conflicts, drop_blanks=config.drop_blanks
     )}  # fmt: skip
     if config.phases == "both":
-        first = load_affectnet(data / "affectnet", grey=True, selection_size=1000, **reading)
+        first = load_affectnet(
+            data / "affectnet", grey=True, selection_size=1000,
+            max_bad_share=config.max_bad_share, size=config.image_size,
+        )  # fmt: skip
         phases = {"affectnet": first, **phases}
     preprocess = Preprocess(size=config.image_size, channels=config.input_channels, grey=True)
     shares = {"fer2013": votes_of(config, phases["fer2013"].train)}

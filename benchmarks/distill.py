@@ -29,13 +29,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablation import ROOT, cut_slice, named_values, votes_of
+from ablation import ROOT, named_values, read_fer, votes_of
 
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model, weights_hash
 from fer_helpers.config import Config
-from fer_helpers.confusions import confusion_matrix
-from fer_helpers.data import SelectionSet, Splits, TrainSet, load_fer2013
+from fer_helpers.data import SelectionSet, Splits, TrainSet
 from fer_helpers.evaluation import compare, evaluate, reliability, softmax
 from fer_helpers.files import replace_file
 from fer_helpers.inference import pick_device, pick_precision, predict_logits
@@ -87,11 +86,7 @@ def main() -> None:
     config = Config.from_yaml(options.params).changed(**changes)
     device = pick_device(options.device)
     where = {"device": device, "precision": pick_precision(config.precision, device)}
-    fer = load_fer2013(
-        options.data / "fer2013" / "train", options.data / "fer2013" / "test", selection_size=0,
-        max_bad_share=config.max_bad_share, size=config.image_size,
-    )  # fmt: skip
-    fer = cut_slice(fer, options.hold_out)
+    fer = read_fer(options.data, config, options.hold_out)
     teachers = [load_model(path, device) for path in options.teachers]
 
     heads = ((weights_hash(teacher.model), teacher.temperature) for teacher in teachers)
@@ -191,9 +186,9 @@ def draw(score: Scored, result: PhaseResult, folder: Path) -> None:
     """Write confusion matrix, reliability diagram and curves; nothing is scored again."""
     test, numbers = score.test, score.numbers
     note = f"{test.dataset} {test.split}, {len(test):,} faces, one view, student"
-    scaled = softmax(score.logits / numbers["temperature"])
-    curves = [reliability(p, test.labels) for p in (scaled, softmax(score.logits))]
-    confusion = confusion_matrix(test.labels, score.logits.argmax(1), len(test.class_names))
+    temperatures = numbers["temperature"], 1.0
+    curves = [reliability(softmax(score.logits, t), test.labels) for t in temperatures]
+    confusion = np.array(numbers["confusion"])
     savefig(plot_confusion(confusion, test.class_names, note=note), folder, "confusion")
     savefig(plot_reliability(*curves, note=note), folder, "reliability")
     history = plot_history(

@@ -19,12 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ablation import cut_slice, named_values, votes_of
+from ablation import named_values, read_fer, votes_of
 
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
 from fer_helpers.config import Config
-from fer_helpers.data import load_fer2013
 from fer_helpers.inference import pick_device, pick_precision
 from fer_helpers.models import build_model, describe
 from fer_helpers.preprocess import Preprocess
@@ -51,11 +50,7 @@ def main() -> None:
     config = Config.from_yaml(options.params).changed(**changes)
     device = pick_device(options.device)
     where = {"device": device, "precision": pick_precision(config.precision, device)}
-    fer = load_fer2013(
-        options.data / "fer2013" / "train", options.data / "fer2013" / "test", selection_size=0,
-        max_bad_share=config.max_bad_share, size=config.image_size,
-    )  # fmt: skip
-    fer = cut_slice(fer, options.hold_out)
+    fer = read_fer(options.data, config, options.hold_out)
     # With both halves of the test folder there, PrivateTest is the headline; it is kept for the
     # notebook's run. The half that is scored here decides nothing, so that it stays a test.
     public = [replace(test, stamp="") for test in fer.tests if test.split == "PublicTest"]
