@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model",
         metavar="FILE",
         help="model file (.safetensors or .onnx) or run folder; "
-        "default: the newest run's, else the shipped one",
+        "default: the newest run's below ./runs, else the shipped one",
     )
     parser.add_argument(
         "--crop",
@@ -73,28 +73,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fer_helpers.checkpoints import CheckpointError
     from fer_helpers.export import ExportError
     from fer_helpers.faces import DetectorError
+    from fer_helpers.layouts import local_path
     from fer_helpers.prediction import PredictionError, load_classifier, predict_images
+    from fer_helpers.sources import IMAGE_SUFFIXES
 
+    annotate = options.annotate and local_path(options.annotate)
+    csv = options.csv and local_path(options.csv)
     try:
-        for folder in (options.annotate, options.csv and options.csv.parent):
+        if csv is not None and csv.suffix.lower() in IMAGE_SUFFIXES:
+            raise PredictionError(
+                f"--csv {csv} is a picture's name: give a name that ends in .csv."
+            )
+        for folder in (annotate, csv and csv.parent):
             if folder is not None:  # said now, not after a thousand pictures
                 folder.mkdir(parents=True, exist_ok=True)
-        if options.csv is not None and options.csv.exists():
-            options.csv.open("a").close()  # a folder, or open in another program
+        if csv is not None and csv.exists():
+            csv.open("a").close()  # a folder, or open in another program
+        classifier = load_classifier(options.model, balanced=options.balanced)
+        if options.model is None:
+            print(f"Answers come from {classifier.path}.", file=sys.stderr)
         table = predict_images(
             options.pictures,
-            load_classifier(options.model, balanced=options.balanced),
+            classifier,
             crop=options.crop,
             min_confidence=options.min_confidence,
             views=options.views,
             detector=options.detector,
-            annotate_to=options.annotate,
+            annotate_to=annotate,
         )
         say(table)  # before anything is written, which may fail
-        if options.csv is not None:
+        if csv is not None:
             # Names of files need not be text; what is not is written as \udc80 and the like.
             table.to_csv(
-                options.csv,
+                csv,
                 index=False,
                 float_format="%.6g",
                 encoding="utf-8",
@@ -105,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         print(
-            f"error: {error.filename or options.csv} cannot be written ({error.strerror}).",
+            f"error: {error.filename or csv} cannot be written ({error.strerror}).",
             file=sys.stderr,
         )
         return 2

@@ -252,7 +252,7 @@ class Augment:
             if self.policy == "trivial":
                 images = trivial(images, generator)
             table = torch.rand(len(images), DRAWS, generator=generator, device=generator.device)
-            table = table.to(images.device, non_blocking=True)
+            table = table.to(images.device, non_blocking=images.device.type == "cuda")
             size = preprocess.size
             either_way = table * 2 - 1
             flip = table[:, 0] < self.flip

@@ -40,6 +40,7 @@ class Classifier:
         note: stands in the note of every answer; "model trained on drawn faces" for such a model.
         shift: added to the logits, one number per class; empty for none. The balanced operating
             point is such a shift.
+        path: the file that the model was loaded from; None for one that was given as an object.
     """
 
     model: Callable[[torch.Tensor], torch.Tensor]
@@ -49,6 +50,7 @@ class Classifier:
     min_confidence: float = 0.0
     note: str = ""
     shift: tuple[float, ...] = ()
+    path: Path | None = None
 
     @property
     def margin(self) -> float:
@@ -199,7 +201,9 @@ def load_classifier(
                 "The model carries no balanced operating point: train it with this version and a "
                 "selection set, or leave balanced out."
             )
+    path = getattr(model, "path", None)
     note = getattr(model, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
     if whole:  # a checkpoint holds the module, an exported model runs by itself
         model = model.model if hasattr(model, "model") else model.run
-    return Classifier(model, transform, tuple(class_names), temperature, float(least), note, shift)
+    names, least = tuple(class_names), float(least)
+    return Classifier(model, transform, names, temperature, least, note, shift, path)

@@ -185,16 +185,21 @@ def compare(records: Sequence[RunRecord]) -> pd.DataFrame:
 def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Mean and standard deviation over runs that differ in nothing but the seed.
 
+    Same parameters, same code, same data (whatever was scored in any phase, by its hash).
+
     One line per group of at least two seeds and scored set: `seeds`, `mean`, `sd` (over n - 1)
-    of the accuracy, 0..1. A seed that was run twice counts once, an unfinished run not at all.
+    of the accuracy, 0..1, and `low` and `high`, the 95 % interval of the mean (Student's t). A seed
+    that was run twice counts once, an unfinished run not at all.
     """
     groups: dict[tuple, dict[int, tuple[str, float]]] = {}
     for record in (record for record in records if record.finished):
         recipe = {k: v for k, v in record.fingerprint.items() if k.lower() != "seed"}
+        stamps = [result["stamp"] for result in record.metrics["results"]]
+        data = sorted({(s["dataset"], s["content_hash"], s.get("code", "")) for s in stamps})
         for result in record.metrics["results"]:
             stamp = result["stamp"]
             where = (stamp["dataset"], stamp["split"], stamp["views"], stamp["content_hash"])
-            key = (*where, record.origin, json.dumps(recipe, sort_keys=True))
+            key = (*where, record.origin, json.dumps([recipe, data], sort_keys=True))
             score = (record.name, result["numbers"]["accuracy"])
             groups.setdefault(key, {}).setdefault(stamp["seed"], score)
     lines = []
@@ -212,9 +217,11 @@ def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
                 "seeds": summary["n"],
                 "mean": summary["mean"],
                 "sd": summary["sd"],
+                "low": summary["low"],
+                "high": summary["high"],
             }
         )
-    columns = ["runs", "origin", "dataset", "split", "views", "seeds", "mean", "sd"]
+    columns = ["runs", "origin", "dataset", "split", "views", "seeds", "mean", "sd", "low", "high"]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -308,6 +315,7 @@ def plot_intervals(table: pd.DataFrame) -> Figure:
         f"{clean(label, 48)}, n = {row['n']:,}"
         + f", {row['views']} views" * (row["views"] > 1)
         + ", balanced" * ("balanced" in row["note"])
+        + ", stopped early" * ("stopped early" in row["note"])
         for label, row in zip(labels, rows, strict=True)
     ]
     ax.set_yticks(range(len(rows)), labels)

@@ -154,8 +154,7 @@ class Config(BaseModel):
     attention_place: Literal["last", "each"] = "last"
     attention_safe_start: bool = False
     stem: Literal["imagenet", "small1", "small2"] = "imagenet"
-    # Fewer than 8 channels in channels-last order corrupt memory in torch 2.14 on AVX2 processors.
-    width: int = Field(64, ge=8, le=512)
+    width: int = Field(64, ge=16, le=512)  # below 16 see MIN_WIDTH in models.py
     dropout: float = Field(0.4, ge=0, lt=1)
     head_hidden: int = Field(256, ge=0, le=8192)
     head_dropout: float = Field(0.3, ge=0, lt=1)
@@ -252,6 +251,13 @@ class Config(BaseModel):
                 f"FERPLUS_WEIGHT ({self.ferplus_weight}) has no votes to learn: set FERPLUS_VOTES "
                 "to the table of votes, or FERPLUS_WEIGHT to 0"
             )
+        if self.sampler == "balanced" and self.class_weights != "none":
+            problems.append(
+                "SAMPLER 'balanced' shows every class equally often already: set CLASS_WEIGHTS to "
+                "'none' with it"
+            )
+        if self.warmup and self.schedule == "plateau":
+            problems.append("WARMUP needs SCHEDULE 'cosine' or 'onecycle': set it to 0 for plateau")
         if self.keep == "last" and self.early_stop:
             problems.append("EARLY_STOP chooses an epoch, so it needs KEEP 'best'")
         if self.selection_size == 0 and (

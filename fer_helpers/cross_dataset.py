@@ -93,6 +93,8 @@ def load_others(
                 "a set with a test folder or more pictures."
             )
         print(splits.sentence)  # a set without splits is not scored whole
+        for note in splits.notes:
+            print("  -", note)
         tests.append(test)
     return tests
 
@@ -175,7 +177,13 @@ def cross_dataset_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 "low": low,
                 "high": high,
                 "macro_f1": row["numbers"]["macro_f1"],
-                "status": f"seen: {row['seen']}" if row["seen"] else "cross-dataset",
+                "status": _status(row["seen"]),
             }
         )
     return pd.DataFrame(lines)
+
+
+def _status(seen: str) -> str:
+    if not seen:
+        return "cross-dataset"
+    return seen if seen.startswith("unknown") else f"seen: {seen}"

@@ -27,8 +27,9 @@ import io
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,10 @@ def draw_face(
 # Raise it with every change of a pixel, so that older folders are drawn again.
 _VERSION = 4
 _MARKER = "drawn_faces.json"
+_OWN_FILE = re.compile(
+    r"drawn_faces\.json|affectnet/\w+/\w+/drawn_\d+\.png|"
+    r"fer2013/\w+/\w+/(Training|PublicTest|PrivateTest)_\d+\.jpg"
+)
 _FER_FOLDERS = {
     "Anger": "angry",
     "Disgust": "disgust",
@@ -297,6 +302,15 @@ def _is_complete(folder: Path, wanted: dict) -> bool:
     )
 
 
+def _foreign(folder: Path) -> Iterator[str]:
+    """Files in `folder` that `write_demo_faces` did not write; what systems leave is left out."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        left = path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
+        if path.is_file() and not left and not _OWN_FILE.fullmatch(name):
+            yield name
+
+
 def write_demo_faces(
     folder: str | Path, *, seed: int = 0, per_class: int = 125, flaws: bool = True
 ) -> Path:
@@ -333,9 +347,11 @@ def write_demo_faces(
     wanted = {"version": _VERSION, "seed": seed, "per_class": per_class, "flaws": flaws}
     if _is_complete(folder, wanted):
         return folder
-    if folder.exists() and not (folder / _MARKER).exists() and any(folder.iterdir()):
+    foreign = next(_foreign(folder), None)
+    if foreign is not None:  # what is outdated is thrown away as a whole
         raise FileExistsError(
-            f"{folder} holds files that are not drawn faces: name a new or empty folder for them."
+            f"{folder} holds files that are not drawn faces, such as {foreign}: name a new or "
+            "empty folder for them."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Build next to the target, on the same disk, so that moving in is one rename.

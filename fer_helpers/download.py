@@ -67,7 +67,10 @@ def download(name: str, folder: str | Path) -> str:
     source, folder = SOURCES[name], Path(folder)
     target = folder / name
     if target.exists():
-        return f"{target} is there already: {verify(source, target)}"
+        try:
+            return f"{target} is there already: {verify(source, target)}"
+        except DataError as error:
+            raise DataError(f"{error}: delete {target} and run the download again") from None
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
     try:
@@ -77,8 +80,15 @@ def download(name: str, folder: str | Path) -> str:
         else:
             _with_hub(source, scratch / name, said)
         # The wanted folders may be nested once more inside the archive.
-        found = find_dataset(scratch / name, name)
-        counts = verify(source, found)
+        try:
+            found = find_dataset(scratch / name, name)
+            counts = verify(source, found)
+        except DataError as error:
+            raise DataError(
+                f"what was downloaded is not what was expected ({error}): delete "
+                f"{archive or 'it from the cache of kagglehub'} and run the download again, or "
+                f"take it by hand from https://www.kaggle.com/datasets/{source.handle}"
+            ) from None
         os.replace(found, target)
         if archive is not None:
             archive.unlink()
@@ -93,7 +103,7 @@ def _with_cli(source: Source, folder: Path) -> tuple[Path | None, str]:
         "kaggle"
     )
     if program is None:
-        return None, "the kaggle command is not installed (pip install 'fer-helpers[kaggle]')"
+        return None, "the kaggle command is not installed (pip install kaggle six)"
     # The archive stays here when the download stops, and the CLI goes on from there.
     folder.mkdir(parents=True, exist_ok=True)
     command = [program, "datasets", "download", source.handle, "-p", str(folder)]
@@ -110,7 +120,7 @@ def _with_hub(source: Source, target: Path, cli_said: str) -> None:
     try:
         import kagglehub
     except ImportError:
-        said = "kagglehub is not installed (pip install 'fer-helpers[kaggle]')"
+        said = "kagglehub is not installed (pip install kagglehub)"
     else:
         try:
             with _checked_unpacking():
@@ -203,16 +213,13 @@ def verify(source: Source, folder: Path) -> str:
     counts = {}
     for split in source.splits:
         if not (folder / split).is_dir():
-            raise DataError(
-                f"{folder} lacks the folder {split}: delete it and run the download again"
-            )
+            raise DataError(f"{folder} lacks the folder {split}")
         listing = list_class_folders(folder / split, split, str(folder), source.classes)
         counts[split] = int(np.bincount(listing.labels).sum())
         expected = source.counts.get(split)
         if expected is not None and counts[split] != expected:
             raise DataError(
-                f"{folder / split} holds {counts[split]:,} files instead of {expected:,}: delete "
-                f"{folder} and run the download again"
+                f"{folder / split} holds {counts[split]:,} files instead of {expected:,}"
             )
     return ", ".join(f"{split} {count:,}" for split, count in counts.items())
 

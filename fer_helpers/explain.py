@@ -15,7 +15,7 @@
 # function: compare a map with the one of the same net with random weights. A map that hardly
 # changes shows the picture's edges, not the net's knowledge.
 #
-# Grad-CAM comes from the library `grad-cam`, extra `pip install "fer-helpers[explain]"`.
+# Grad-CAM comes from the library `grad-cam` (`pip install grad-cam`, extra `explain`).
 
 # %%
 """Grad-CAM, the attention mask, and the check that a map depends on what was learned."""
@@ -63,7 +63,7 @@ def grad_cam(model: EmotionNet, batch: Tensor, targets: Sequence[int]) -> np.nda
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError:
         raise ExplainError(
-            'Grad-CAM needs a package that is missing; run pip install "fer-helpers[explain]".'
+            "Grad-CAM needs a package that is missing: pip install grad-cam"
         ) from None
     backbone = model.architecture["backbone"]
     if backbone in TRANSFORMERS:
@@ -195,7 +195,7 @@ def randomization_check(
 # faces = torch.stack([preprocess(face) for face in drawn])
 # labels = torch.arange(64) % 2
 # torch.manual_seed(0)
-# settings = {"backbone": "resnet18", "stem": "small1", "width": 8, "channels": 1}
+# settings = {"backbone": "resnet18", "stem": "small1", "width": 16, "channels": 1}
 # model = build_model(2, dropout=0.0, head_hidden=0, **settings)
 # optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
 # for epoch in range(6):

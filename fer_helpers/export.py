@@ -15,7 +15,7 @@
 # several times faster.
 #
 # Nothing is written that was not compared: the exported net must agree with the PyTorch net on
-# random pictures, or the export fails. Needs the extra `pip install "fer-helpers[export]"`.
+# random pictures, or the export fails. Needs the packages of the extra `export`.
 
 # %%
 """A net as an ONNX file, float or int8, with class names and preprocessing inside."""
@@ -54,8 +54,8 @@ def _extra(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ExportError(
-            f"{error.name or name} is missing, which ONNX files need; install the extra: "
-            'pip install "fer-helpers[export]".'
+            f"{error.name or name} is missing, which ONNX files need: "
+            "pip install onnx onnxruntime onnxscript"
         ) from None
 
 
@@ -118,7 +118,7 @@ def export_onnx(
             f"{len(class_names)} class names were given for {model.architecture['num_classes']} "
             "logits; give one name per logit."
         )
-    path = Path(path)
+    path = local_path(path)
     metadata = {
         "class_names": list(class_names),
         "preprocess": preprocess.to_dict(),
@@ -230,6 +230,7 @@ def export_int8(onnx_path: str | Path, faces: np.ndarray, path: str | Path) -> P
     """
     onnx = _extra("onnx")
     quantization = _extra("onnxruntime.quantization")
+    onnx_path, path = local_path(onnx_path), local_path(path)
     source = load_onnx(onnx_path)
     if len(faces) == 0:
         raise ExportError(
@@ -270,8 +271,8 @@ def export_int8(onnx_path: str | Path, faces: np.ndarray, path: str | Path) -> P
         proto = onnx.load(draft)
     kept = {prop.key: json.loads(prop.value) for prop in onnx.load(onnx_path).metadata_props}
     _set_metadata(proto, {**kept, "extra": {**kept["extra"], "precision": "int8"}})
-    _save(proto, Path(path))
-    return Path(path)
+    _save(proto, path)
+    return path
 
 
 # %% [markdown]

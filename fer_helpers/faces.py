@@ -243,7 +243,7 @@ def load_detector(
         import cv2
     except ImportError as error:
         raise DetectorError(
-            f"{NO_DETECTOR} (finding faces needs OpenCV: pip install 'fer-helpers[faces]')."
+            f"{NO_DETECTOR} (finding faces needs OpenCV: pip install opencv-python-headless)."
         ) from error
     try:
         content = find_model(path, cache_dir=cache_dir)

@@ -39,7 +39,7 @@ def explore(draw: Callable[..., Any], **choices: Any) -> Any:
         try:
             from ipywidgets import interact
         except ImportError:
-            print("Menus and sliders need ipywidgets: pip install 'fer-helpers[widgets]'.")
+            print("Menus and sliders need ipywidgets: pip install ipywidgets")
         else:
             interact(draw, **choices)
             return figure

@@ -203,6 +203,11 @@ def stage(
         ConfigError: the parameter file is missing or wrong.
     """
     root, out = Path(root), Path(out)
+    if not (root / TEMPLATE).is_file():
+        raise KaggleError(
+            f"{root} is no checkout of the repository ({TEMPLATE} is missing): clone it and stage "
+            "from there."
+        )
     user = user or kaggle_user() or NOBODY
     metadata = kernel_metadata(root / TEMPLATE, user)
     modules = package_modules(root / "fer_helpers")

@@ -181,8 +181,13 @@ def _data_and_terms(record: RunRecord) -> list[str]:
 
 
 def _scores(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str]:
-    last = record.params.get("KEEP") == "last"
-    epoch = "The last epoch was kept; temperature and thresholds were" if last else "The epoch was"
+    if all(result["stamp"]["selection_set"] == "none" for result in results):
+        choice = "Nothing was chosen: the last epoch was kept, without a temperature"
+    elif record.params.get("KEEP") == "last":
+        choice = "The last epoch was kept; temperature and thresholds were chosen on the set named "
+        choice += "under *chosen on*"
+    else:
+        choice = "The epoch was chosen on the set named under *chosen on*"
     rows = []
     for result in results:
         stamp, numbers, twin = result["stamp"], result["numbers"], result["leak_free"]
@@ -204,9 +209,9 @@ def _scores(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str
     return [
         "## Scores, and how they were taken",
         "",
-        f"{epoch} chosen on the set named under *chosen on*; where a score contains that set, "
-        "its note says so. *Leak-free* leaves out the pictures that also stand in train. More than "
-        "one *view* means an average over flips and shifts.",
+        f"{choice}; where a score contains the set that was chosen on, its note says so. "
+        "*Leak-free* leaves out the pictures that also stand in train. More than one *view* means "
+        "an average over flips and shifts.",
         *_table((*head, "chosen on", "note"), rows),
     ]
 
@@ -364,7 +369,7 @@ def _not_measured(damages: Iterable[str], parts: Mapping[str, Sequence[Mapping]]
 def _other_datasets(record: RunRecord) -> list[str]:
     rows = [
         (
-            _where(row["stamp"]) + (" (*seen*)" if row["seen"] else ""),
+            _where(row["stamp"]) + " (*seen*)" * (row["seen"][:7] not in ("", "unknown")),
             f"{row['stamp']['n']:,}",
             ", ".join(map(escape, row["class_names"])),
             _with_interval(row["numbers"], "accuracy"),

@@ -18,6 +18,7 @@
 """Emotion nets: a torchvision backbone, an optional attention, the original notebook's head."""
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 from torchvision.ops import SqueezeExcitation
 
-from fer_helpers.pretrained import WeightsError, load_pretrained
+from fer_helpers.pretrained import WeightsError, load_pretrained, weights_file
 
 RESNETS = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -46,6 +47,9 @@ BACKBONES = (*RESNETS, *CONVNETS, *TRANSFORMERS)
 ATTENTIONS = ("none", "spatial", "channel", "se", "cbam")
 STEMS = {"imagenet": (7, 2), "small1": (3, 1), "small2": (3, 2)}  # kernel, stride
 REDUCTION = 16  # of the channels, in every channel attention, as in the papers
+# On CPUs the shortcuts' 1x1 convolutions with stride 2 write past their memory when they meet fewer
+# than 16 channels in channels-last order (AVX-512; 8 on AVX2): oneDNN issue 6035, torch 2.14.
+MIN_WIDTH = 16
 
 
 # %% [markdown]
@@ -322,7 +326,7 @@ def build_model(
         attention_safe_start: begin as exactly the net without attention.
         stem: "imagenet" (7x7, stride 2, max-pool), "small1" or "small2" (3x3, stride 1 or 2, no
             max-pool; ResNets).
-        width: channels of the first stage (ResNets; 64 is the published net).
+        width: channels of the first stage (ResNets; 64 is the published net), at least `MIN_WIDTH`.
         channels: 3, or 1 for grey: exactly the net that a replicated grey picture would meet, at a
             third of the first layer's work (its filters are summed over the colors).
         dropout: share dropped before the head's first linear layer.
@@ -334,7 +338,7 @@ def build_model(
         WeightsError: pretrained weights that cannot be had or do not fit.
     """
     given = locals()
-    _check(given)
+    check_architecture(**given)
     architecture = {**given, "pretrained": "none"}
     norm: nn.Module = nn.Identity()
     if backbone in RESNETS:
@@ -362,8 +366,17 @@ def build_model(
 
 
 # %%
-def _check(given: dict) -> None:
-    """Refuse unknown names and combinations that do not exist, one sentence each."""
+def check_architecture(num_classes: int = 2, **given: Any) -> None:
+    """Refuse what `build_model` could not build, before anything is read or trained.
+
+    Args:
+        num_classes: number of emotions.
+        **given: every other argument of `build_model`.
+
+    Raises:
+        ValueError: an unknown name, or a combination that does not exist, in one sentence.
+        WeightsError: pretrained weights that do not fit or are not there; nothing is downloaded.
+    """
     choices = {
         "backbone": BACKBONES,
         "attention": ATTENTIONS,
@@ -381,13 +394,15 @@ def _check(given: dict) -> None:
             f"ImageNet weights exist for width 64, not {given['width']}; set WIDTH=64 or "
             "PRETRAINED=none."
         )
-    if given["num_classes"] < 2:
-        raise ValueError(f"num_classes is {given['num_classes']}; a classifier needs at least 2.")
+    if given["pretrained"] not in ("none", "imagenet"):
+        weights_file(given["pretrained"])
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2.")
     if given["head_hidden"] < 0:
         raise ValueError(f"head_hidden is {given['head_hidden']}; 0 leaves the hidden layer out.")
-    if given["width"] < 1:
+    if given["width"] < MIN_WIDTH:
         raise ValueError(
-            f"width is {given['width']}; give the channels of the first stage, say 64."
+            f"width is {given['width']}; give the first stage at least {MIN_WIDTH} channels."
         )
     if backbone in TRANSFORMERS and given["attention"] != "none":
         raise ValueError(

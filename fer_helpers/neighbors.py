@@ -274,7 +274,7 @@ def _list_raf(found: Recognized, order: list[str]) -> dict[str, Listing]:
 
 def _complete(listings: dict[str, Listing], root: Path, unlisted: int, rows: int) -> None:
     count = sum(len(listing.names) for listing in listings.values())
-    if "train" not in listings or unlisted or count < rows:
+    if "train" not in listings or unlisted or count != rows:
         raise DataError(
             f"{root}: {rows} labels, {count} pictures with a label and {unlisted} pictures "
             "without one do not fit together: unzip the dataset again or repair its label table"

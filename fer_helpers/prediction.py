@@ -41,6 +41,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fer_helpers import faces as face_tools
 from fer_helpers.classifier import Classifier, PredictionError, load_classifier
 from fer_helpers.faces import Detector, DetectorError, Face
+from fer_helpers.files import replace_file
 from fer_helpers.front_end import front_end
 from fer_helpers.layouts import local_path
 from fer_helpers.preprocess import ImageError
@@ -391,7 +392,7 @@ def predict_images(
         detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
         batch_size: faces per forward pass.
         annotate_to: folder for copies of the pictures with boxes and labels, not one that holds
-            the pictures; None writes none.
+            the pictures; no file that is there is replaced; None writes none.
         progress: show a bar where the output is a terminal.
 
     Returns:
@@ -412,21 +413,28 @@ def predict_images(
     least = check_options(classifier, crop, min_confidence, views)
     if batch_size < 1:
         raise PredictionError(f"batch_size is {batch_size}: give 1 or more.")
+    if detector is not None and crop != "none":
+        shared_detector(detector)  # one that cannot be used is said now, not at the last picture
     named = list(named_sources(sources))
     if annotate_to is not None:
         annotate_to = local_path(annotate_to)
         _keep_originals(named, annotate_to)
     rows: list[dict[str, Any]] = []
     waiting: list[_Picture] = []
-    used: set[str] = set()
 
     def flush() -> None:
         for picture, answers in zip(
             waiting, _answer(waiting, classifier, least, views, batch_size), strict=True
         ):
-            rows.extend(_rows(picture.name, answers, error=picture.image is None))
+            found = list(_rows(picture.name, answers, error=picture.image is None))
             if annotate_to is not None and picture.image is not None:
-                _save_annotated(picture, answers, annotate_to, used)
+                try:
+                    _save_annotated(picture, answers, annotate_to)
+                except OSError as error:  # a full disk costs the copy, not the answers
+                    for row in found:
+                        said = f"annotated copy not written ({error.strerror or error})"
+                        row["note"] = "; ".join(filter(None, (row["note"], said)))
+            rows.extend(found)
         waiting.clear()
 
     for name, source in tqdm(
@@ -538,23 +546,19 @@ def annotate(image: Any, predictions: Sequence[Prediction]) -> Image.Image:
     return picture
 
 
-def _save_annotated(
-    picture: _Picture, answers: Sequence[Prediction], folder: Path, used: set[str]
-) -> None:
-    """Write the annotated copy under a name that no other picture of this call has."""
+def _save_annotated(picture: _Picture, answers: Sequence[Prediction], folder: Path) -> None:
+    """Write the annotated copy under a name that no file in the folder has."""
     stem = (
-        re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(picture.name).stem).strip(". ")[-60:]
+        re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(picture.name).stem).strip(". ")[-50:]
         or "picture"
     )
-    name, number = stem, 1
-    while name.casefold() in used:
+    path, number = folder / f"{stem}.jpg", 1
+    while path.exists():
         number += 1
-        name = f"{stem} ({number})"
-    used.add(name.casefold())
-    folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{stem} ({number}).jpg"
     copy = annotate(picture.image, answers)
     copy.thumbnail((JPEG_MAX_SIDE, JPEG_MAX_SIDE))
-    copy.save(folder / f"{name}.jpg", quality=90)
+    replace_file(path, functools.partial(copy.save, format="JPEG", quality=90))
 
 
 # %% [markdown]
@@ -578,8 +582,12 @@ def upload_widget(model: Any = None, **options: Any) -> Any:
     try:
         import ipywidgets
     except ImportError:
-        print("The upload button needs ipywidgets: pip install 'fer-helpers[widgets]'.")
+        ipywidgets = None
+    if ipywidgets is None or int(ipywidgets.__version__.split(".")[0]) < 8:
+        print('The upload button needs ipywidgets 8: pip install "ipywidgets>=8.1".')
         return None
+    from fer_helpers.checkpoints import CheckpointError
+
     button = ipywidgets.FileUpload(accept="image/*", multiple=True, description="Photo")
     shown = ipywidgets.Output()
 
@@ -589,7 +597,7 @@ def upload_widget(model: Any = None, **options: Any) -> Any:
             for upload in change["new"]:
                 try:
                     predict_single_image(bytes(upload["content"]), model, **options)
-                except (ImageError, PredictionError) as error:
+                except (CheckpointError, DetectorError, ImageError, PredictionError) as error:
                     print(f"{upload['name']}: {error}")
 
     button.observe(answer, names="value")

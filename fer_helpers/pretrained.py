@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from fer_helpers.layouts import local_path
 from fer_helpers.mounts import attached_files
 
 CLASSIFIERS = ("fc.", "classifier.", "heads.", "head.", "attention.")
@@ -36,12 +37,7 @@ def load_pretrained(trunk: nn.Module, norm: nn.Module, backbone: str, source: st
     Raises:
         WeightsError: not found, not downloaded, damaged, unreadable, or of another net.
     """
-    path = _imagenet_file(backbone) if source == "imagenet" else Path(source)
-    if not path.is_file():
-        raise WeightsError(
-            f"PRETRAINED names the file {source}, which does not exist; give a .pth or "
-            ".safetensors file, 'imagenet' or 'none'."
-        )
+    path = _imagenet_file(backbone) if source == "imagenet" else weights_file(source)
     theirs = {}
     for name, tensor in _read(path).items():
         # A checkpoint of this project says backbone.layer1..., backbone.net.encoder..., norm...;
@@ -79,6 +75,21 @@ def load_pretrained(trunk: nn.Module, norm: nn.Module, backbone: str, source: st
     return note
 
 
+def weights_file(source: str) -> Path:
+    """The file that PRETRAINED names.
+
+    Raises:
+        WeightsError: it does not exist.
+    """
+    path = local_path(source)
+    if not path.is_file():
+        raise WeightsError(
+            f"PRETRAINED names the file {source}, which does not exist; give a .pth or "
+            ".safetensors file, 'imagenet' or 'none'."
+        )
+    return path
+
+
 def _imagenet_file(backbone: str) -> Path:
     """Torchvision's default ImageNet weights as a local file, downloaded when nothing is there."""
     url = get_model_weights(backbone).DEFAULT.url
@@ -101,8 +112,12 @@ def _imagenet_file(backbone: str) -> Path:
 
 
 def _attached(backbone: str) -> Path | None:
-    """The first file under Kaggle's inputs named like the weights: resnet34-b627a593.pth."""
-    return next(attached_files(rf"{backbone}(?![0-9]).*\.(pth|safetensors)"), None)
+    """The first file under Kaggle's inputs named like the weights: resnet34-b627a593.pth.
+
+    Not more: `resnet34_best.pth` may be anybody's network, trained on anything.
+    """
+    name = rf"{backbone}(_rwightman)?(-[0-9a-f]{{8}})?\.(pth|safetensors)"
+    return next(attached_files(name), None)
 
 
 def _promised_hash(path: Path) -> str | None:

@@ -188,7 +188,8 @@ def balance(
 def points_table(accurate: Scored, balanced: Scored) -> pd.DataFrame:
     """Both operating points, a row each: scores, then the recall of every class, in percent."""
     rows = {}
-    for name, score in (("accuracy-best", accurate), ("balanced", balanced)):
+    tau = balanced.entries[0]["stamp"]["note"].rpartition(", ")[2]
+    for name, score in (("as trained", accurate), (f"balanced, {tau}", balanced)):
         numbers = score.numbers
         rows[name] = {
             "accuracy": 100 * numbers["accuracy"],
@@ -252,7 +253,7 @@ def score_table(results: Sequence[Scored]) -> pd.DataFrame:
 #     drawn = write_demo_faces(f"{folder}/drawn", per_class=10) / "fer2013"
 #     splits = load_fer2013(drawn / "train", drawn / "test", cache_dir=folder, max_bad_share=0.1)
 #     torch.manual_seed(0)
-#     model = build_model(7, stem="small2", width=8, channels=1)
+#     model = build_model(7, stem="small2", width=16, channels=1)
 #     preprocess = Preprocess(size=48, channels=1, grey=True)
 #     results, _, _ = score_tests(model, splits, preprocess, views=2, bootstrap=1000)
 # score_table(results)

@@ -20,6 +20,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +131,13 @@ class Phase:
         """Optimizer steps in an epoch; the last batch may be smaller."""
         return -(-len(self.train) // self.recipe.batch_size)
 
+    def shown(self) -> np.ndarray:
+        """How often an epoch shows each class (K,): a balanced sampler evens that out."""
+        counts = self.train.counts()
+        if self.recipe.sampler == "balanced":
+            return np.full_like(counts, max(1, len(self.train) // len(counts)))
+        return counts
+
 
 # %% [markdown]
 # ## The optimizer
@@ -215,7 +224,7 @@ def make_loss(
 
     Args:
         recipe: which of these.
-        counts: training faces of each class (K,), none of them zero.
+        counts: how often each class is shown (K,), none of them zero.
         device: where logits and targets will be.
 
     Returns:
@@ -310,9 +319,18 @@ class Parts:
         return self.model if self.average is None else self.average.module
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` works: on NVIDIA GPUs it needs Triton, which Windows lacks."""
-    return device.type != "cuda" or importlib.util.find_spec("triton") is not None
+def missing_for_compile(device: torch.device) -> str:
+    """What `torch.compile` would need and does not find here; "" where nothing is missing."""
+    names = ("cl",) if os.name == "nt" else ("cc", "gcc", "g++", "c++", "clang", "clang++")
+    if not (os.environ.get("CC") or os.environ.get("CXX") or any(map(shutil.which, names))):
+        return "a C compiler, and none is found here"
+    if device.type != "cuda":
+        return ""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton, which is not installed here"
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < (7, 0):
+        return "a GPU of compute capability 7.0 or later"
+    return ""
 
 
 def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Parts:
@@ -328,7 +346,8 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
     return Parts(
         model=model,
-        embed=torch.compile(model.embed) if compile else model.embed,
+        # With one kernel a shape: which batch came first must not decide what a later one meets.
+        embed=torch.compile(model.embed, dynamic=False) if compile else model.embed,
         vote_head=vote_head,
         optimizer=optimizer,
         schedule=make_schedule(optimizer, recipe, phase.steps),
@@ -336,7 +355,7 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
         average=average,
         # On the CPU, so that every device gets the same random numbers.
         generator=torch.Generator().manual_seed(phase.seed),
-        loss=make_loss(recipe, phase.train.counts(), phase.device),
+        loss=make_loss(recipe, phase.shown(), phase.device),
     )
 
 
@@ -358,7 +377,7 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
 # recipe = Config(
 #     affectnet_epochs=6, affectnet_lr=0.1, optimizer="sgd", warmup=0.2, plateau_patience=1
 # ).recipe("affectnet")
-# model = build_model(3, stem="small2", width=8, channels=1)
+# model = build_model(3, stem="small2", width=16, channels=1)
 # figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
 # for name in ("plateau", "cosine", "onecycle"):
 #     optimizer = make_optimizer(model, recipe)

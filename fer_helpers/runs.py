@@ -48,6 +48,7 @@ import numpy as np
 import yaml
 
 from fer_helpers.files import replace_file
+from fer_helpers.layouts import local_path
 from fer_helpers.mounts import attached_files
 from fer_helpers.versions import code_version
 
@@ -257,7 +258,7 @@ def open_run(
         raise RunError(f"origin is 'drawn' or 'real', not {origin!r}.")
     if run_name != Path(run_name).name or run_name == "..":
         raise RunError(f"RUN_NAME {run_name!r} is not a plain folder name; leave out slashes.")
-    output = Path(output_dir)
+    output = local_path(output_dir)
     with explained("write to the output folder", output):
         output.mkdir(parents=True, exist_ok=True)
         _probe(output)
@@ -266,7 +267,7 @@ def open_run(
     named = output / run_name
     resume = str(resume)
     if resume not in {"auto", "never"}:
-        run = _continue(Path(resume), output, run_name, wanted, origin)
+        run = _continue(local_path(resume), output, run_name, wanted, origin)
     elif not run_name or not named.exists() or _holds_no_run(named):
         run = _begin(output, run_name, wanted, origin, look=resume == "auto")
     elif resume == "never":

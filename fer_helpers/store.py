@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -24,6 +26,7 @@ from zipfile import BadZipFile
 
 import joblib
 import numpy as np
+import PIL
 import platformdirs
 from PIL import Image
 from tqdm import tqdm
@@ -71,14 +74,20 @@ class _Picture(NamedTuple):
     problem: str = ""
 
 
+DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile)  # what a spoiled entry raises
+
+
 def default_cache_dir() -> Path:
     """Where decoded pictures go unless the caller says otherwise: the user's cache folder."""
     return Path(platformdirs.user_cache_dir("fer-helpers", appauthor=False))
 
 
 def cache_key(listing: Listing, size: int | None, grey: bool) -> str:
-    """Names a decoded store; changes whenever the folder or the way of decoding does."""
-    how = f"{FORMAT} {size} {grey} {os.path.realpath(listing.folder)}\n"
+    """Names a decoded store; changes whenever the folder or the way of decoding does.
+
+    Pillow is part of that way: another version opens other files and rounds otherwise.
+    """
+    how = f"{FORMAT} {PIL.__version__} {size} {grey} {os.path.realpath(listing.folder)}\n"
     key = hashlib.sha256(how.encode("utf-8", "surrogatepass"))
     key.update("\n".join(listing.names).encode("utf-8", "surrogatepass"))
     key.update(listing.stamps.astype("<i8").tobytes())
@@ -110,16 +119,25 @@ def open_store(
         progress: show a progress bar; None shows it on a terminal only.
 
     Raises:
-        DataError: the folder changed while it was being read, or no file of it can be read.
+        DataError: the folder changed while it was being read, no file of it can be read, or memory
+            ran out.
     """
     build = _Builder(listing, relist, size, grey, progress)
-    store, notes = cached(
-        cache_dir,
-        cache_key(listing, size, grey),
-        write=build.write,
-        load=lambda entry: _load(entry, listing),
-        in_memory=build.in_memory,
-    )
+    try:
+        store, notes = cached(
+            cache_dir,
+            cache_key(listing, size, grey),
+            write=build.write,
+            load=lambda entry: _load(entry, listing),
+            in_memory=build.in_memory,
+        )
+    except (MemoryError, ImportError) as error:
+        said = f" ({error})" if str(error) else ""
+        raise DataError(
+            f"{listing.role}: memory ran out{said} while {len(listing.names):,} pictures of "
+            f"{listing.folder} were decoded: close other programs, set CACHE_DIR to a disk with "
+            "more room, or lower IMAGE_SIZE or MAX_IMAGES"
+        ) from error
     return replace(store, notes=(*(f"{listing.role}: {note}" for note in notes), *store.notes))
 
 
@@ -154,7 +172,7 @@ def cached(
             with contextlib.suppress(OSError):  # a cache on a read-only disk is fine, too
                 os.utime(entry)
             return load(entry), ()
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        except DAMAGED:
             shutil.rmtree(entry, ignore_errors=True)
             notes = ("a damaged or outdated cache entry was thrown away and built again",)
     try:
@@ -164,7 +182,11 @@ def cached(
         try:
             write(temporary)
             _put(temporary, entry)
-            return load(entry), notes
+            try:
+                return load(entry), notes
+            except DAMAGED as error:
+                said = f"{entry.name} there is damaged and cannot be removed"
+                raise OSError(errno.EEXIST, said) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
@@ -243,6 +265,9 @@ class _Builder:
         for target in self._targets():
             with open(folder / "pixels.npy", "wb") as file:
                 shape = (len(self.listing.names), *target[::-1], 1 if self.grey else 3)
+                # Said before hours of decoding, and before the disk is full for everybody.
+                if math.prod(shape) > shutil.disk_usage(folder).free:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 head = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, head)
                 self._decode(target, lambda start, chunk, file=file: file.write(chunk.data))
@@ -425,6 +450,8 @@ def _read(path: str, grey: bool, target: tuple[int, int] | None) -> _Picture:
         with Image.open(io.BytesIO(data)) as image:
             mode = image.mode
             native = _upright(image).convert("L" if grey else "RGB")
+    except (MemoryError, ImportError):
+        raise  # the machine's fault: no answer about this file, and nothing to keep in a cache
     # Broken files raise OSError, ValueError, SyntaxError, struct.error and more, by format.
     except Exception as error:
         first = str(error).split("<")[0].strip() or type(error).__name__
@@ -449,6 +476,8 @@ def _upright(image: Image.Image) -> Image.Image:
     if image.mode in ("L", "RGB") and not rotated and not image.has_transparency_data:
         return image
     # Odd files only: reading ordinary datasets must not cost the import of torch.
-    from fer_helpers.preprocess import plain_image
-
+    try:
+        from fer_helpers.preprocess import plain_image
+    except OSError as error:  # its libraries did not find room
+        raise ImportError(str(error)) from error
     return plain_image(image)

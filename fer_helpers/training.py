@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from fer_helpers.augment import Augment, mix
@@ -48,7 +49,14 @@ from fer_helpers.data import SelectionSet, TrainSet
 from fer_helpers.inference import autocast, predict_logits
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.recipes import Parts, Phase, TrainingError, can_compile, make_parts, vote_loss
+from fer_helpers.recipes import (
+    Parts,
+    Phase,
+    TrainingError,
+    make_parts,
+    missing_for_compile,
+    vote_loss,
+)
 from fer_helpers.resuming import Keeper, Progress
 from fer_helpers.watching import epoch_bar
 
@@ -102,7 +110,9 @@ class Feed:
         else:
             pixels = torch.from_numpy(self.faces.images(rows))
         batch = pixels.permute(0, 3, 1, 2), self.labels[where], self.votes[where]
-        return tuple(part.to(self.device, non_blocking=True) for part in batch)
+        # Only CUDA keeps the memory of a copy it has not made yet (Apple: pytorch issue 189690).
+        early = self.device.type == "cuda"
+        return tuple(part.to(self.device, non_blocking=early) for part in batch)
 
 
 def epoch_order(labels: np.ndarray, sampler: str, seed: int, epoch: int) -> np.ndarray:
@@ -141,8 +151,8 @@ def batch_rows(order: np.ndarray, step: int, size: int) -> np.ndarray:
 # %% [markdown]
 # ## One step
 #
-# Augment, mix, forward, loss, backward, step. Nothing in here waits for a GPU: the loss and the
-# number of hits stay on the device as tensors.
+# Augment, mix, forward, loss, backward, step. Nothing in here waits for a GPU (but torch's running
+# average, which sends its counter there): the loss and the number of hits stay on the device.
 
 
 # %%
@@ -246,12 +256,19 @@ def stop_request() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """Let cuDNN take only algorithms that give the same bits each time on the same GPU."""
-    before = torch.backends.cudnn.deterministic
-    if device.type == "cuda":
-        torch.backends.cudnn.deterministic = True
-    try:
+    """Take only algorithms that give the same bits each time on the same GPU.
+
+    cuDNN's convolutions have such algorithms; the fast kernels of a transformer's attention have
+    none for their backward pass.
+    """
+    if device.type != "cuda":
         yield
+        return
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.cudnn.deterministic = before
 
@@ -521,8 +538,8 @@ def train_phase(
             can be written there.
     """
     device = torch.device(device)
-    if compile and not can_compile(device):
-        log("COMPILE needs Triton, which is not installed here: training goes on without it.")
+    if compile and (missing := missing_for_compile(device)):
+        log(f"COMPILE needs {missing}: training goes on without it.")
         compile = False
     phase = Phase(
         train, selection, recipe, preprocess, augment, seed, device, precision, votes, soft_labels
@@ -640,7 +657,7 @@ def estimate_minutes(
 # torch.manual_seed(0)
 # with tempfile.TemporaryDirectory() as folder:
 #     result = train_phase(
-#         build_model(3, stem="small2", width=8), *sets, config.recipe("fer2013"), folder,
+#         build_model(3, stem="small2", width=16), *sets, config.recipe("fer2013"), folder,
 #         name="demo", preprocess=Preprocess(size=32), augment=Augment(), seed=0,
 #     )
 # print("best epoch:", result.best_epoch)

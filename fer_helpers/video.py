@@ -189,7 +189,7 @@ class _Video:
             import cv2
         except ImportError as error:
             raise DetectorError(
-                f"{NO_DETECTOR} (video needs OpenCV: pip install 'fer-helpers[faces]')."
+                f"{NO_DETECTOR} (video needs OpenCV: pip install opencv-python-headless)."
             ) from error
         self.cv2, self.every = cv2, every
         self.output, self.writer = None if output is None else local_path(output), None

@@ -175,10 +175,11 @@ from fer_helpers.data_check import check_data, clean_train, worst_offenders
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.ferplus import VOTES, read_ferplus_votes, vote_shares
 from fer_helpers.front_end import explore
+from fer_helpers.layouts import local_path
 
 # %%
 from fer_helpers.model_card import model_card
-from fer_helpers.models import build_model, describe, swap_head
+from fer_helpers.models import build_model, check_architecture, describe, swap_head
 from fer_helpers.prediction import annotate, predict_faces, predict_single_image, upload_widget
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import (
@@ -199,6 +200,7 @@ from fer_helpers.watching import events_folder, watch_epochs
 
 # %% tags=["nbval-check-output"]
 config, banner = settle_data(Config.from_notebook(globals()))
+check_architecture(**config.model_kwargs())
 BATCH_SIZE, IMAGE_SIZE = config.batch_size, config.image_size
 print(banner or "Real faces.")
 
@@ -230,7 +232,7 @@ print(f"Computing on {device} in {precision}. {run.sentence}")
 
 # %%
 folders = [config.affectnet_dir, config.fer_train_dir, config.fer_test_dir]
-cache = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
+cache = local_path(config.cache_dir) if config.cache_dir else default_cache_dir()
 if config.drawn:
     drawn = write_demo_faces(cache / "drawn-faces")
     folders = [drawn / "affectnet", drawn / "fer2013" / "train", drawn / "fer2013" / "test"]
@@ -279,7 +281,7 @@ def play(draw, name, **choices):
 # %%
 others = load_others(
     config.extra_test_dirs, FER_CLASSES or AFFECTNET_CLASSES, run.origin,
-    grey=config.affectnet_grey or fer is not None, **reading,
+    grey=config.affectnet_grey or affectnet is None, **reading,  # as phase 1 keeps its faces
 )  # fmt: skip
 test_votes = None
 if config.ferplus_votes and fer:
@@ -478,11 +480,12 @@ def keep_predictions(scores, temperature):
 # %%
 scoring = {"views": config.tta_views, "bootstrap": config.bootstrap, "seed": config.seed} | where
 metrics = {"results": [], "training": {}}
+first_results = []
 if affectnet:
     early = f"training was stopped early ({stopped})" if stopped else ""
     which = early or ("the network after phase 1" if fer else "")
     scores, temperature, chosen_on = score_tests(model, affectnet, pre, note=which, **scoring)
-    metrics["results"] += [entry for score in scores for entry in score.entries]
+    metrics["results"] = first_results = [e for score in scores for e in score.entries]
     metrics["training"]["affectnet"] = {
         "best_epoch": phase1.best_epoch, "selection_set": describe_selection(affectnet.selection),
         "stopped": phase1.stopped,
@@ -536,11 +539,12 @@ class_names = splits.train.class_names
 if final == "fer2013":
     early = f"training was stopped early ({stopped})" if stopped else ""
     scores, temperature, chosen_on = score_tests(model, splits, pre, note=early, **scoring)
-    metrics["results"] = [e for score in scores for e in score.entries] + metrics["results"]
+    metrics["results"] = [e for score in scores for e in score.entries] + first_results
 headline = scores[0]
 test, numbers = headline.test, headline.numbers
 confusion = np.array(numbers["confusion"])
-about = f"{test.dataset} {test.split}, {len(test):,} images" + (f", {note}" if note else "")
+about = f"{test.dataset} {test.split}, {len(test):,} images"
+about = ", ".join(filter(None, (about, early, note)))
 display(score_table(scores))
 
 # %%
@@ -549,15 +553,16 @@ print()
 print(evaluation.report_text(confusion, class_names))
 
 # %% [markdown]
-# The same network at two operating points. The second takes a part of the class shares off the
-# logits, as much as gives the best macro-F1 on the selection set: it finds more of the rare classes
-# and is right a little less often. The headline stays the first.
+# The same network at two operating points. The second takes a part (tau) of the class shares off
+# the logits, as much as gives the best macro-F1 on the selection set: it finds more of the rare
+# classes and is right a little less often. Tau 0 means that nothing was to be gained, as after
+# training with class weights or a balanced sampler. The headline stays the first.
 
 # %%
 balanced_shift = []
 if chosen_on is not None:
     balanced, balanced_shift = balance(headline, splits, chosen_on, bootstrap=config.bootstrap)
-    metrics["results"] += balanced.entries
+    metrics["results"] = metrics["results"] + list(balanced.entries)
     display(points_table(headline, balanced))
 
 # %% [markdown]
@@ -687,7 +692,8 @@ if test_votes is not None and final == "fer2013":
         probabilities, test.labels, test_votes, choices, class_names
     )
     images = test.images([suspect["position"] for suspect in suspects])
-    show(plots.plot_suspects(images, suspects, note=about), "label-suspects")
+    if suspects:
+        show(plots.plot_suspects(images, suspects, note=about), "label-suspects")
 else:
     print("FERPLUS_VOTES names no table of votes.")
 
@@ -746,20 +752,20 @@ if maps:
     play(looked_at, "looked-at", number=(0, len(test) - 1))
 
 # %% [markdown]
-# Can its confidence be believed? The temperature was fitted on the selection set; the band is what
-# a perfectly calibrated network of this many faces would show.
+# Can its confidence be believed? The temperature was fitted on the selection set, where there is
+# one; the band is what a perfectly calibrated network of this many faces would show.
 
 # %%
-before, after = evaluation.softmax(headline.logits), probabilities
-figure = plots.plot_reliability(
-    evaluation.reliability(after, test.labels, seed=config.seed),
-    evaluation.reliability(before, test.labels, seed=config.seed), note=about,
-)  # fmt: skip
-show(figure, "reliability")
+after = evaluation.reliability(probabilities, test.labels, seed=config.seed)
+before = None
+if chosen_on is not None:
+    untouched = evaluation.softmax(headline.logits)
+    before = evaluation.reliability(untouched, test.labels, seed=config.seed)
+show(plots.plot_reliability(after, before, note=about), "reliability")
 
 # %% [markdown]
-# What silence buys: if the network only answered when it is sure. The threshold that is kept was
-# chosen on the selection set so that 80 % of its faces get an answer, and is judged on the test
+# What silence buys: if the network only answered when it is sure. Where there is a selection set,
+# the threshold was chosen on it so that 80 % of its faces get an answer, and is judged on the test
 # set. The slider is for looking: what it shows here chooses nothing.
 
 # %%
@@ -799,10 +805,11 @@ show(
 
 # %%
 fixed = fixed_sample(len(test))
+of_these = about.replace(f"{len(test):,} images", f"{len(fixed):,} of {len(test):,} images")
 if config.embedding:
     features = inference.embed(model, test.take(fixed), pre, **where)
     points, _ = exploration.embedding_map(features, seed=config.seed)
-    figure = plots.plot_embedding(points, test.labels[fixed], class_names, note=about)
+    figure = plots.plot_embedding(points, test.labels[fixed], class_names, note=of_these)
     show(figure, "embedding")
 else:
     print("EMBEDDING is off.")
@@ -813,7 +820,7 @@ def against(one=pair[0], other=pair[1]):
     """Two classes on the same map."""
     return plots.plot_embedding(
         points, test.labels[fixed], class_names, highlight=(one, other),
-        title=f"{one} and {other} on this map", note=about,
+        title=f"{one} and {other} on this map", note=of_these,
     )  # fmt: skip
 
 
@@ -834,7 +841,7 @@ if config.robustness:
     stamp = {**stamp, "n": len(fixed), "note": words}
     metrics["robustness"] = {"stamp": stamp, "accuracy": accuracies}
     most = float(np.bincount(labels).max() / len(labels))
-    show(plots.plot_robustness(accuracies, chance=most, note=about), "robustness")
+    show(plots.plot_robustness(accuracies, chance=most, note=of_these), "robustness")
 else:
     print("ROBUSTNESS is off.")
 
@@ -843,8 +850,11 @@ else:
 # A set that any phase has trained or chosen on is marked *seen*.
 
 # %%
-used = [faces for s in datasets.values() for faces in (s.train, s.selection) if faces is not None]
-rows = []
+learned = [affectnet] if final == "affectnet" else datasets.values()
+used = [faces for s in learned for faces in (s.train, s.selection) if faces is not None]
+rows, unknown = [], ""
+if config.pretrained not in ("none", "imagenet"):
+    unknown = f"unknown: training began with the weights in {config.pretrained}"
 for other in others:
     logits = inference.predict_logits(model, other, pre, **where)
     stamp = records.stamp(
@@ -852,8 +862,9 @@ for other in others:
         other.content_hash, other.origin, dataset=other.dataset, device=device.type,
         precision=precision, note=early,
     )  # fmt: skip
-    scoring = {"temperature": temperature, "bootstrap": config.bootstrap}
-    rows.append(cross_dataset(other, logits, class_names, used, stamp, **scoring))
+    row = cross_dataset(other, logits, class_names, used, stamp, temperature=temperature,
+                        bootstrap=config.bootstrap)  # fmt: skip
+    rows.append({**row, "seen": row["seen"] or unknown})
 metrics["cross_dataset"] = rows
 display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no other dataset.")
 
@@ -895,7 +906,7 @@ if button is not None:
 
 # %% tags=["nbval-ignore-output"]
 records.write_metrics(run, metrics)
-records.write_timing(run, {**timing, "total": time.monotonic() - started})
+records.write_timing(run, {**timing, "this session": time.monotonic() - started})
 if not stopped:
     run.finish()
 model_card(run)

@@ -33,10 +33,12 @@ from pathlib import Path
 from IPython.display import display
 
 from fer_helpers import comparison
+from fer_helpers.layouts import local_path
 from fer_helpers.plots import plot_mcnemar
 
 names = [name.strip() for name in RUNS.split(",") if name.strip()] or ["runs"]
-folders = [folder for name in names for folder in comparison.find_runs(name) or [Path(name)]]
+paths = [local_path(name) for name in names]
+folders = [folder for path in paths for folder in comparison.find_runs(path) or [path]]
 made_up = not RUNS.strip() and folders == [Path("runs")]
 
 # %%
@@ -64,8 +66,8 @@ for record in records:
 # %%
 table = comparison.compare(records)
 shown = ["run", "origin", "dataset", "split", "n", "views", "seed", "accuracy", "low", "high"]
-display(table[shown].round(4))
-display(table.drop(columns=[*shown[5:], "origin", "headline"]).round(4))
+display(table[[*shown, "note"]].round(4))
+display(table.drop(columns=["origin", "seed", "accuracy", "low", "high", "headline"]).round(4))
 
 # %% [markdown]
 # ## Intervals
@@ -80,8 +82,8 @@ display(comparison.plot_intervals(headlines if len(headlines) else table))
 # %% [markdown]
 # ## Several seeds
 #
-# Runs that differ in nothing but the seed. One seed is an anecdote: a difference between recipes
-# that is smaller than the standard deviation over seeds is none.
+# Runs that differ in nothing but the seed, and the 95 % interval of their mean. One seed is an
+# anecdote, and two recipes whose intervals lie over each other may well be equal.
 
 # %%
 seeds = comparison.compare_seeds(records)
@@ -96,14 +98,17 @@ else:
 # Of the pictures that exactly one of two runs got right, how many are on either side? If the runs
 # were equally good, it would be half and half; the p-value says how surprising the split is. With
 # many pairs some look surprising by luck alone, so the matrix shows values corrected for their
-# number (Holm).
+# number (Holm). Where a set contains the images that epochs were chosen on, the title says so: the
+# run that chose more is favored there.
 
 # %%
 sets = table[["dataset", "split"]].drop_duplicates().itertuples(index=False, name=None)
 for dataset, split in sets if len(records) > 1 else ():
     pairs = comparison.mcnemar_pairs(records, dataset, split)
     matrix = comparison.mcnemar_matrix(pairs)
-    title = f"{dataset} {split}: McNemar, p-values after Holm"
+    notes = table.loc[(table["dataset"] == dataset) & (table["split"] == split), "note"]
+    chosen = ", contains the selection split" * notes.str.contains("selection split").any()
+    title = f"{dataset} {split}: McNemar, p-values after Holm{chosen}"
     display(plot_mcnemar(matrix, list(matrix), title=title, note=note))
     display(pairs.round(4))
 if len(records) == 1:

@@ -85,7 +85,7 @@ def test_runs_of_another_recipe_are_not_compared(ablation, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_the_queue_trains_scores_and_does_not_repeat(ablation, tmp_path, monkeypatch, capsys):
-    small = {"width": 8, "fer_epochs": 1, "affectnet_epochs": 1, "max_bad_share": 0.1,
+    small = {"width": 16, "fer_epochs": 1, "affectnet_epochs": 1, "max_bad_share": 0.1,
              "image_size": 32, "start_size": 16}  # fmt: skip
     monkeypatch.setattr(ablation, "BUDGET", small)
     data = write_demo_faces(tmp_path / "drawn", per_class=12)

@@ -1,6 +1,7 @@
 """Reading run folders back and comparing them."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -71,6 +72,11 @@ def test_seeds_are_summed_up_by_hand(records):
     assert table.loc[0, "mean"] == pytest.approx(np.mean(values))
     assert table.loc[0, "sd"] == pytest.approx(np.std(values, ddof=1))
     assert list(comparison.compare_seeds(records[:2] * 2)["seeds"]) == []
+    assert table.loc[0, "low"] < table.loc[0, "mean"] < table.loc[0, "high"]
+    other = deepcopy(records)
+    (plain,) = [r for r in other if r.name == "plain 2"]
+    plain.metrics["results"][0]["stamp"]["content_hash"] = "other pictures"
+    assert not len(comparison.compare_seeds(other))
     stopped = [replace(r, finished=r.name != "plain 2") for r in records]
     assert not len(comparison.compare_seeds(stopped))
 

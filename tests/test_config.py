@@ -104,6 +104,17 @@ def test_nothing_is_chosen_without_a_selection_set():
     assert Config.from_values(ways_out, "x").selection_size == 0
 
 
+def test_rare_classes_are_not_made_up_for_twice():
+    (line,) = refused({"SAMPLER": "balanced"})
+    assert "set CLASS_WEIGHTS to 'none'" in line
+    assert Config.from_values({"SAMPLER": "balanced", "CLASS_WEIGHTS": "none"}, "x")
+
+
+def test_a_rise_that_no_schedule_makes_is_refused():
+    (line,) = refused({"WARMUP": 0.1})
+    assert line.startswith("WARMUP needs SCHEDULE 'cosine' or 'onecycle'")
+
+
 def test_votes_are_learned_only_where_there_are_some():
     (line,) = refused({"FERPLUS_WEIGHT": 0.5})
     assert line.startswith("FERPLUS_WEIGHT (0.5) has no votes to learn: set FERPLUS_VOTES")

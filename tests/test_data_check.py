@@ -128,6 +128,17 @@ def test_an_origin_that_gives_the_class_away(tmp_path):
     assert "a net may learn the source" in advice and "Happy" in advice
 
 
+def test_file_names_that_are_the_class_are_a_clue_though_one_class_is_small(tmp_path):
+    k = 0
+    for name, count in (("happy", 60), ("sad", 40), ("fear", 12)):
+        for i in range(count):
+            k += 1
+            save(tmp_path / "data" / name / f"{name}_{i}.png", picture(k))
+    splits = load_faces(tmp_path / "data", cache_dir=tmp_path / "cache", selection_size=0)
+    (clue,) = data_check.class_clues(data_check.face_table(splits)).itertuples()
+    assert clue.cramers_v == pytest.approx(1.0)  # of the classes with enough files
+
+
 def test_families_of_file_names():
     families = {
         "a/ffhq_1045.jpg": "ffhq",

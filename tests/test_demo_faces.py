@@ -191,7 +191,7 @@ def test_second_call_returns_at_once(written, monkeypatch):
 
 def fake_write(folder, seed, per_class, flaws):
     for number in range(3):
-        path = folder / "affectnet" / "train" / "Happy" / f"{number}.png"
+        path = folder / "affectnet" / "train" / "Happy" / f"drawn_{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes([seed, number]))
     return 3
@@ -200,7 +200,7 @@ def fake_write(folder, seed, per_class, flaws):
 def test_damaged_or_outdated_folder_is_written_again(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_faces, "_write", fake_write)
     folder = write_demo_faces(tmp_path / "faces", seed=1)
-    picture = folder / "affectnet" / "train" / "Happy" / "0.png"
+    picture = folder / "affectnet" / "train" / "Happy" / "drawn_0.png"
     picture.unlink()
     write_demo_faces(folder, seed=1)
     assert picture.read_bytes() == bytes([1, 0])
@@ -221,9 +221,20 @@ def test_interrupted_writing_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_somebody_put_among_drawn_faces_is_never_thrown_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_faces, "_write", fake_write)
+    folder = write_demo_faces(tmp_path / "faces", seed=1)
+    (folder / ".DS_Store").write_bytes(b"")
+    write_demo_faces(folder, seed=2)
+    (folder / "affectnet" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"such as affectnet/notes.txt: name a new"):
+        write_demo_faces(folder, seed=3)
+    assert (folder / "affectnet" / "notes.txt").read_text() == "mine"
+
+
 def test_foreign_files_are_never_touched(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match=r"holds files that are not drawn faces: name a new"):
+    with pytest.raises(FileExistsError, match=r"not drawn faces, such as holiday\.jpg: name a"):
         write_demo_faces(tmp_path)
     assert (tmp_path / "holiday.jpg").read_bytes() == b"mine"
 

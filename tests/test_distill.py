@@ -29,7 +29,7 @@ def distill(monkeypatch):
 def teacher(tmp_path):
     torch.manual_seed(0)
     names = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
-    net = build_model(7, stem="small2", width=8, channels=1, attention="spatial")
+    net = build_model(7, stem="small2", width=16, channels=1, attention="spatial")
     preprocess = Preprocess(size=48, channels=1, grey=True)
     save_model(tmp_path / "teacher.safetensors", net, names, preprocess, temperature=2.0)
     return tmp_path / "teacher.safetensors"

@@ -204,6 +204,7 @@ def test_wrong_counts_leave_nothing_behind(kaggle, credentials, tmp_path):
     kaggle.archive = small_archive([("train/sad/more.jpg", b"x")])
     done = run(tmp_path / "data")
     assert done.returncode == 1 and "8 files instead of 7" in done.stderr
+    assert "fer2013.zip and run the download again, or take it by hand" in done.stderr
     assert not (tmp_path / "data/fer2013").exists()
 
 

@@ -49,7 +49,7 @@ def trained(drawn):
     faces, labels = drawn
     torch.manual_seed(0)
     model = build_model(
-        4, backbone="resnet18", width=8, stem="small2", channels=1, dropout=0.0, head_hidden=16
+        4, backbone="resnet18", width=16, stem="small2", channels=1, dropout=0.0, head_hidden=16
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     inputs, targets = GREY(faces), torch.from_numpy(labels)

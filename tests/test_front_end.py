@@ -78,7 +78,7 @@ def test_a_missing_ipywidgets_costs_one_line(monkeypatch, shown, capsys):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert explore(lambda face="a": face, face=["a", "b"]) == "a"
     assert shown == ["a"]
-    assert "fer-helpers[widgets]" in capsys.readouterr().out
+    assert "pip install ipywidgets" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

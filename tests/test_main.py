@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
-    net = build_model(7, backbone="resnet18", stem="small1", width=8, head_hidden=0)
+    net = build_model(7, backbone="resnet18", stem="small1", width=16, head_hidden=0)
     path = tmp_path_factory.mktemp("models") / "mein Modell é.safetensors"
     save_model(path, net.eval(), NAMES, Preprocess(size=32, grey=True), extra={"origin": "drawn"})
     return str(path)
@@ -121,6 +121,24 @@ def test_what_cannot_be_done_is_one_sentence_and_code_2(
     assert message in error
 
 
+def test_a_table_never_takes_the_place_of_a_picture(folder, checkpoint, capsys):
+    photo = folder / "Gesicht 0.png"
+    before = photo.read_bytes()
+    assert main([str(folder), "--model", checkpoint, "--csv", str(photo)]) == 2
+    assert "a name that ends in .csv" in capsys.readouterr().err
+    assert photo.read_bytes() == before
+
+
+def test_which_model_answers_is_said_where_none_was_named(folder, checkpoint, capsys):
+    main([str(folder), "--model", checkpoint])
+    assert "Answers come from" not in capsys.readouterr().err
+    (Path("runs") / "mine").mkdir(parents=True)
+    (Path("runs") / "mine" / "model.safetensors").write_bytes(Path(checkpoint).read_bytes())
+    main([str(folder)])
+    shipped = capsys.readouterr().err
+    assert "fer_helpers" in shipped and "Answers come from" in shipped  # "mine" saw drawn faces
+
+
 def test_an_output_that_cannot_be_written_is_said_first(folder, checkpoint, capsys):
     Path("taken").write_text("a file")
     assert main([str(folder), "--model", checkpoint, "--csv", "taken/out.csv"]) == 2
@@ -164,7 +182,7 @@ def test_help_does_not_wait_for_torch():
 
 def test_balanced_reads_the_model_at_its_other_point(folder, tmp_path, capsys):
     torch.manual_seed(0)
-    net = build_model(7, backbone="resnet18", stem="small1", width=8, head_hidden=0)
+    net = build_model(7, backbone="resnet18", stem="small1", width=16, head_hidden=0)
     kept = {"preprocess": Preprocess(size=32, grey=True)}
     save_model("plain.safetensors", net.eval(), NAMES, **kept)
     shift = [0.0, 99.0, 0.0, 0.0, 0.0, 0.0, 0.0]

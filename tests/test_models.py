@@ -22,7 +22,7 @@ from fer_helpers.pretrained import WeightsError
 
 AFFECTNET = ("Anger", "Contempt", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 FER = tuple(name for name in AFFECTNET if name != "Contempt")
-SMALL = {"backbone": "resnet18", "width": 8, "stem": "small2", "channels": 1}
+SMALL = {"backbone": "resnet18", "width": 16, "stem": "small2", "channels": 1}
 FAST = ("resnet34", "efficientnet_b0", "vit_b_16")
 
 
@@ -293,6 +293,7 @@ def test_frozen_parameters_are_left_out():
         ({"channels": 4}, "choose one of 1, 3"),
         ({"num_classes": 1}, "at least 2"),
         ({"width": 0}, "width is 0"),
+        ({"width": 15}, "at least 16"),
         ({"backbone": "vit_b_16"}, "set attention to 'none'"),
         ({"backbone": "swin_t", "attention": "cbam"}, "set attention to 'none'"),
         ({"backbone": "efficientnet_b0", "stem": "small1"}, "ResNets only"),

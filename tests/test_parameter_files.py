@@ -26,7 +26,7 @@ TINY = {
     **{"MAX_IMAGES": 80, "SELECTION_SIZE": 80, "NEAR_TWINS": False, "MAX_BAD_SHARE": 0.1},
     **{"AFFECTNET_EPOCHS": 1, "FER_EPOCHS": 1, "PRETRAINED": "none", "COMPILE": False},
     **{
-        "WIDTH": 8,
+        "WIDTH": 16,
         "IMAGE_SIZE": 24,
         "START_SIZE": 0,
         "BATCH_SIZE": 16,

@@ -1,5 +1,6 @@
 """Prediction: every kind of picture, one answer, honest about what it does not know."""
 
+import errno
 import io
 import os
 import sys
@@ -254,7 +255,7 @@ def test_damaged_weights_give_no_answer(face, model):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
-    net = build_model(7, backbone="resnet18", stem="small1", width=8, head_hidden=0)
+    net = build_model(7, backbone="resnet18", stem="small1", width=16, head_hidden=0)
     path = tmp_path_factory.mktemp("models") / "model.safetensors"
     extra = {"origin": "drawn", "min_confidence": 0.9}
     save_model(
@@ -366,7 +367,7 @@ def test_without_a_detector_a_photo_gets_the_plain_result(model, face, monkeypat
     answer = ask(Image.new("RGB", (640, 480)), model)
     assert answer.label is None
     assert answer.note.startswith("no detector here: give a crop or the model file")
-    assert "fer-helpers[faces]" in answer.note
+    assert "pip install opencv-python-headless" in answer.note
     assert ask(face, model).label in NAMES  # a crop needs none
 
 
@@ -540,6 +541,33 @@ def test_annotated_copies_never_overwrite_each_other(model, face, detector, tmp_
     )
     assert sorted(p.name for p in out.iterdir()) == ["photo.jpg", "Ä 1 (2).jpg", "Ä 1.jpg"]
     assert {p for p in tmp_path.rglob("*") if tmp_path / "out" not in (p, *p.parents)} == before
+    kept = (out / "photo.jpg").read_bytes()
+    predict_images(
+        tmp_path / "photo.png", model, PREPROCESS, NAMES, annotate_to=out, progress=False
+    )
+    assert (out / "photo.jpg").read_bytes() == kept  # nor those of an earlier call
+    assert (out / "photo (2).jpg").exists()
+
+
+def test_a_full_disk_costs_the_copies_and_no_answer(model, face, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prediction, "replace_file", full)
+    table = predict_images(
+        [face, face], model, PREPROCESS, NAMES, annotate_to=tmp_path / "out", progress=False
+    )
+    assert table.label.notna().all() and not table.error.any()
+    assert all("copy not written (No space left on device)" in note for note in table.note)
+
+
+def test_a_detector_that_cannot_be_used_is_said_before_anything_is_read(
+    model, face, tmp_path, monkeypatch
+):
+    pytest.importorskip("cv2", reason="the [faces] extra is not installed")
+    monkeypatch.setattr(prediction, "read_image", lambda _: pytest.fail("read"))
+    with pytest.raises(DetectorError, match=r"gone\.onnx"):
+        predict_images([face], model, PREPROCESS, NAMES, detector=tmp_path / "gone.onnx")
 
 
 def test_odd_inputs_stop_nothing(face, model, tmp_path):
@@ -666,7 +694,7 @@ def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
     section = text.split("# ## Single-image prediction\n")[1].split("# ## Save\n")[0]
     cells = section.split("# %%\n")[1:]
     face.save(tmp_path / "a face.png")
-    net = build_model(7, stem="small2", width=8, channels=1)
+    net = build_model(7, stem="small2", width=16, channels=1)
     save_model(tmp_path / "model.safetensors", net, NAMES, PREPROCESS)
     shown, button = [], object()
 

@@ -110,7 +110,8 @@ def test_a_file_attached_on_kaggle_is_found_without_walking_the_pictures(tmp_pat
     for place in (folder, pictures):
         place.mkdir(parents=True)
     (pictures / "resnet34-in-the-wrong-place.pth").write_bytes(b"")
-    (folder / "resnet343.pth").write_bytes(b"")
+    for other in ("resnet343.pth", "resnet34_best.pth", "resnet34-mine.safetensors"):
+        (folder / other).write_bytes(b"")
     path = write(folder, "resnet34", constant_state("resnet34"))
     assert path.name in describe(build_model(8, pretrained="imagenet"))
 
@@ -145,7 +146,7 @@ def test_grey_sums_the_first_filters_and_a_small_stem_stays_random(tmp_path):
 
 
 def test_a_checkpoint_of_this_project_starts_another_net(tmp_path):
-    settings = {"backbone": "resnet18", "width": 8, "stem": "small2"}
+    settings = {"backbone": "resnet18", "width": 16, "stem": "small2"}
     trained = build_model(8, attention="cbam", **settings)
     save_file(trained.state_dict(), tmp_path / "best.safetensors")
     model = build_model(7, pretrained=str(tmp_path / "best.safetensors"), **settings)

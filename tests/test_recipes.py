@@ -307,7 +307,7 @@ def original():
         "attention_place": "last", "attention_safe_start": False, "stem": "imagenet", "width": 64,
         "channels": 3, "dropout": 0.4, "head_hidden": 256, "head_dropout": 0.3,
     }  # fmt: skip
-    return config, build_model(7, **{**given, "pretrained": "none", "width": 8})
+    return config, build_model(7, **{**given, "pretrained": "none", "width": 16})
 
 
 @pytest.mark.parametrize("name, backbone, attention, head, epochs", [

@@ -158,6 +158,16 @@ def test_a_decompression_bomb_is_a_bad_file(tmp_path, monkeypatch):
     assert len(found.bad) == 1 and "exceeds limit" in next(iter(found.bad.values()))
 
 
+def test_a_failure_of_the_machine_is_no_answer_about_a_file(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces", 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_upright", lambda image: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(DataError, match=r"memory ran out while 6 pictures of .* close other"):
+            open_folder(root, tmp_path / "cache")
+    assert not entries(tmp_path / "cache")
+    assert not open_folder(root, tmp_path / "cache").bad
+
+
 # ---------------------------------------------------------------- bad caches
 
 
@@ -221,6 +231,19 @@ def test_a_cache_from_another_version_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FORMAT", store.FORMAT + 1)
     open_folder(root, tmp_path / "cache")
     assert len(entries(tmp_path / "cache")) == 2
+    monkeypatch.setattr(store.PIL, "__version__", "1.1.7")
+    open_folder(root, tmp_path / "cache")
+    assert len(entries(tmp_path / "cache")) == 3
+
+
+def test_a_disk_that_is_too_small_is_not_filled(tmp_path, monkeypatch):
+    root = write_faces(tmp_path / "faces")
+    usage = type("Usage", (), {"free": 1000})  # the pictures take 40 x 12 x 12 bytes
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: usage)
+    found = open_folder(root, tmp_path / "cache")
+    assert not isinstance(found.pixels, np.memmap) and len(found.pixels) == 40
+    assert any("No space left" in note and "memory" in note for note in found.notes)
+    assert not entries(tmp_path / "cache")
 
 
 def test_a_full_disk_falls_back_to_memory(tmp_path, monkeypatch):

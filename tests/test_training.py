@@ -299,12 +299,22 @@ def test_a_test_set_is_refused(tmp_path, sets):
     assert not os.listdir(tmp_path)
 
 
-def test_without_triton_a_gpu_does_not_compile(monkeypatch):
+def test_what_cannot_be_compiled_is_known_beforehand(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(recipes.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
+    assert "C compiler" in recipes.missing_for_compile(cpu)
+    monkeypatch.setattr(recipes.shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert recipes.missing_for_compile(cpu) == ""
+    monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: object())
+    assert "7.0" in recipes.missing_for_compile(cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     for there in (None, object()):
         monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name, there=there: there)
-        assert recipes.can_compile(cpu)
-        assert recipes.can_compile(cuda) is (there is not None)
+        assert recipes.missing_for_compile(cpu) == ""
+        assert ("Triton" in recipes.missing_for_compile(cuda)) is (there is None)
 
 
 def test_a_compiled_network_trains_the_same(tmp_path, monkeypatch):
@@ -313,7 +323,7 @@ def test_a_compiled_network_trains_the_same(tmp_path, monkeypatch):
     plain, _ = train(tmp_path / "plain", **given)
     calls, real = [], torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda what: calls.append(what) or real(what, backend="eager")
+        torch, "compile", lambda what, **given: calls.append(what) or real(what, backend="eager")
     )
     compiled, _ = train(tmp_path / "compiled", compile=True, **given)
     assert len(calls) == 1 and same_weights(plain, compiled)

@@ -66,7 +66,7 @@ def some_soft_labels(n=24):
 
 def net(seed=0, **changes):
     torch.manual_seed(seed)
-    small = {"backbone": "resnet18", "stem": "small2", "width": 8, "channels": 1, "head_hidden": 8}
+    small = {"backbone": "resnet18", "stem": "small2", "width": 16, "channels": 1, "head_hidden": 8}
     return build_model(3, **{**small, **changes})
 
 
