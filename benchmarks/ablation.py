@@ -17,7 +17,7 @@ again), and McNemar's p for each seed.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,10 +72,30 @@ def settings(arm: str, seed: int, votes: Path) -> Config:
     return recipe.changed(**change)
 
 
-def named_values(texts: Sequence[str]) -> dict[str, object]:
-    """Parameters as `--set` takes them: `["MIXUP=0.2"]` is `{"mixup": 0.2}`."""
+UNREAD = {
+    "affectnet_dir", "fer_train_dir", "fer_test_dir", "extra_test_dirs", "output_dir", "run_name",
+    "resume", "cache_dir", "phases", "max_images", "selection_size", "near_twins", "device",
+    "drop_test_twins", "drop_conflicts", "drop_blanks", "bootstrap", "robustness", "embedding",
+    "min_confidence", "photo", "gdown_id", "helpers_url", "tensorboard",
+}  # fmt: skip
+"""Parameters of the notebook that these programs do not look at."""
+
+
+def named_values(texts: Sequence[str], unread: Iterable[str] = ()) -> dict[str, object]:
+    """Parameters as `--set` takes them: `["MIXUP=0.2"]` is `{"mixup": 0.2}`.
+
+    Args:
+        texts: the arguments.
+        unread: names that change nothing in the calling program, beside `UNREAD`.
+
+    Raises:
+        SystemExit: one of them is given: a score must not look as if it came from it.
+    """
     pairs = (text.partition("=") for text in texts)
-    return {name.lower(): yaml.safe_load(value) for name, _, value in pairs}
+    values = {name.lower(): yaml.safe_load(value) for name, _, value in pairs}
+    if idle := sorted(values.keys() & (UNREAD | set(unread))):
+        raise SystemExit(f"--set {', '.join(idle).upper()} changes nothing here: leave it out.")
+    return values
 
 
 def votes_of(config: Config, faces: TrainSet) -> np.ndarray | None:
@@ -156,7 +176,7 @@ def train(arm: str, seed: int, data: Path, votes: Path, folder: Path, where: dic
         "commit": code_version(),
         "where": f"{where['device']}, {where['precision']}, {torch.get_num_threads()} threads",
         "budget": BUDGET,
-        "recipe": config.fingerprint(),
+        "recipe": config.fingerprint() | {"PRECISION": where["precision"]},
     }
 
 
@@ -213,7 +233,9 @@ def table(runs: Sequence[dict], arms: Sequence[str], seeds: Sequence[int]) -> st
         )
     done = {(run["arm"], run["seed"]) for run in runs}
     missing = [f"{arm} (seed {seed})" for arm in arms for seed in seeds if (arm, seed) not in done]
-    lines.append("\nUnfinished: " + (", ".join(missing) or "nothing") + ".")
+    places = sorted({f"{run['where']}, commit {run['commit'][:12]}" for run in runs})
+    lines.append("\nTrained on: " + ("; ".join(places) or "nothing yet") + ".")
+    lines.append("Unfinished: " + (", ".join(missing) or "nothing") + ".")
     return "\n".join(lines)
 
 
@@ -236,14 +258,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 leaves it to torch")
     parser.add_argument("--table", action="store_true", help="train nothing, print the table")
     options = parser.parse_args()
-    # A base of yesterday's params/cpu.yaml says nothing about an arm of today's.
+    device = pick_device(options.device)
+    where = {"device": device, "precision": pick_precision("auto", device)}
+    # A base of yesterday's params/cpu.yaml, or in another precision, says nothing about an arm.
+    precision = {"PRECISION": where["precision"]}
     old = [
         f"{run['arm']} (seed {run['seed']})"
         for run in finished(options.out)
-        if run.get("recipe") != settings(run["arm"], run["seed"], options.votes).fingerprint()
+        if run.get("recipe")
+        != settings(run["arm"], run["seed"], options.votes).fingerprint() | precision
     ]
     if old and not options.table:
-        parser.error(f"{options.out} holds runs of another recipe: {', '.join(old)}; "
+        parser.error(f"{options.out} holds runs of another recipe or precision: {', '.join(old)}; "
                      "choose another --out")  # fmt: skip
     needed = {"FER+ votes": options.votes, "phase 1 first": options.data / "affectnet"}
     for arm, path in {} if options.table else needed.items():
@@ -251,8 +277,6 @@ def main() -> None:
             parser.error(f"{arm} needs {path}, which is not there; --arms takes the others")
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = pick_device(options.device)
-    where = {"device": device, "precision": pick_precision("auto", device)}
     for seed in () if options.table else options.seeds:
         for arm in options.arms:
             folder = options.out / f"{arm}-{seed}".replace(" ", "-")

@@ -62,6 +62,11 @@ def say(teachers: Sequence[LoadedModel], faces: TrainSet, where: dict) -> np.nda
     return (heard / len(teachers)).astype(np.float32)
 
 
+def mixed(labels: np.ndarray, heard: np.ndarray, share: float) -> np.ndarray:
+    """Targets (N, K): so much of what was heard, the rest from the labels (shares of 1 each)."""
+    return ((1 - share) * labels + share * heard).astype(np.float32)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT / "data")
@@ -77,8 +82,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--final", type=Path, help="score the test folder and write the student")
     options = parser.parse_args()
+    if options.hold_out < 1:
+        parser.error("--hold-out: temperature and balanced point need at least one image")
     changes = {"phases": "fer2013", "label_smoothing": 0.0, "seed": options.seed}
-    changes |= named_values(options.set)
+    unread = {"compile", "time_budget_minutes"}
+    if options.start:  # its file knows what it is
+        unread |= {*Config().model_kwargs(), "input_channels", "start_size"}
+    changes |= named_values(options.set, unread)
     if options.lr:
         changes |= dict.fromkeys(("fer_lr_backbone", "fer_lr_attention", "fer_lr_head"), options.lr)
     if options.start:
@@ -90,14 +100,15 @@ def main() -> None:
     teachers = [load_model(path, device) for path in options.teachers]
 
     heads = ((weights_hash(teacher.model), teacher.temperature) for teacher in teachers)
-    known = [fer.train.content_hash, VIEWS, *heads]
+    names = hashlib.sha256("\n".join(fer.train.files).encode()).hexdigest()
+    known = [fer.train.content_hash, names, VIEWS, *heads]
     heard = options.out / f"heard-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.npy"
     if not heard.exists():  # it takes minutes, and a killed run should not wait for it again
         said = say(teachers, fer.train, where)
         options.out.mkdir(parents=True, exist_ok=True)
         replace_file(heard, partial(_save, array=said))
     labels = np.eye(len(fer.train.class_names), dtype=np.float32)[fer.train.labels]
-    targets = (1 - options.share) * labels + options.share * np.load(heard)
+    targets = mixed(labels, np.load(heard), options.share)
 
     torch.manual_seed(config.seed)
     if options.start:
@@ -133,7 +144,7 @@ def on_held_out(
              "|---|---|---|---|---|---|"]  # fmt: skip
     mine = predict_logits(student, faces, preprocess, **where)
     known = {"student": mine} | {
-        teacher.path.name: predict_logits(teacher.model, faces, teacher.preprocess, **where)
+        str(teacher.path): predict_logits(teacher.model, faces, teacher.preprocess, **where)
         for teacher in teachers
     }
     for name, logits in known.items():
@@ -164,6 +175,7 @@ def finish(
         "origin": fer.train.origin,
         "dataset": fer.train.dataset,
         "made_by": Path(__file__).name,
+        "min_confidence": 0.5,  # calibrated: below it, the answer is more likely wrong than right
     }
     write(extra=extra)
     written = load_model(path, where["device"]).model

@@ -67,8 +67,11 @@ def scores(splits: Splits) -> tuple[list[protocol.Scored], float, dict]:
         faces.labels, len(faces) + views
     )
     with timed("numbers and 10,000 bootstrap draws, 3 sets, with leak-free twins"):
-        scored, temperature, _ = protocol.score_tests(None, splits, None, seed=0)
+        scored, temperature, chosen_on = protocol.score_tests(None, splits, None, seed=0)
     numbers = scored[0].numbers
+    with timed("the balanced point"):
+        balanced, _ = protocol.balance(scored[0], splits, chosen_on)
+        protocol.points_table(scored[0], balanced).to_html()
     with timed("tables and tests"):
         protocol.score_table(scored).to_html()
         evaluation.scores_text(numbers)

@@ -177,6 +177,8 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.hold_out < 1:
+        parser.error("--hold-out: there must be images to score")
     if options.child:
         print(json.dumps(measure(options.child, options.folder, options)))
         return
@@ -191,12 +193,15 @@ def main() -> None:
             child = subprocess.run(command, capture_output=True, text=True, check=False)
             if child.returncode == 0:
                 result = json.loads(child.stdout.splitlines()[-1])
-                before = results.setdefault(backend, result)
+                before = results[backend] if "1" in results.get(backend, {}) else result
+                results[backend] = before
                 for size in map(str, BATCHES):  # of several rounds, the least disturbed
                     before[size] = min(before[size], result[size], key=lambda pair: pair[1])
             else:
                 lines = child.stderr.strip().splitlines() or ["no message"]
-                results[backend] = {"error": lines[-1][:100]}
+                results.setdefault(backend, {"error": lines[-1][:100]})
+    if "error" in results["eager"]:
+        sys.exit(f"There is nothing to compare with: {results['eager']['error']}")
     print(table(results))
     if options.json:
         options.json.write_text(json.dumps(results))

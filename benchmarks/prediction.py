@@ -125,7 +125,8 @@ def main() -> None:
                 [*command, "--repeats", str(options.repeats)], capture_output=True, text=True
             )
             if done.returncode:
-                sys.exit(done.stderr.strip().splitlines()[-1])
+                said = done.stderr.strip().splitlines()
+                sys.exit(said[-1] if said else f"{task} was ended ({done.returncode}).")
             return json.loads(done.stdout.splitlines()[-1])
 
         print(f"torch {torch.__version__}, {os.cpu_count()} processors")

@@ -2,12 +2,14 @@
 
     python benchmarks/training.py                          # everything; minutes on two idle cores
     python benchmarks/training.py --parts rates --sizes 48 --width 16 --rounds 1 --steps 2
+    python benchmarks/training.py --device cuda --steps 200 --warm 20 --rounds 5
 
 Both sides train the same net on the same files. The plain side is written as the original notebook
-was: `ImageFolder`, PIL, torchvision transforms, two worker processes, fp32, `loss.item()` at every
-step. Every arm is timed in blocks of a few steps that take turns, and the median block counts. On a
-loaded machine the ratios hold better than the rates. The parts are `rates` (whole loops, single
-steps, and what each change gives), `saving` and `resuming`.
+was: `ImageFolder`, PIL, torchvision transforms, two worker processes, `loss.item()` at every step;
+fp32, or fp16 on a GPU (with long blocks there: its loader fetches four batches ahead, which a short
+one would get for nothing). Every arm is timed in blocks of a few steps that take turns, and the
+median block counts. On a loaded machine the ratios hold better than the rates. The parts are
+`rates` (whole loops, single steps, and what each change gives), `saving` and `resuming`.
 """
 
 import argparse
@@ -135,6 +137,7 @@ def our_loop(options, size: int, device: torch.device, precision: str):
     keeper = SimpleNamespace(age=lambda: 0.0, save=lambda *_, **__: None)
     progress = Progress()
 
+    @training.repeatable(device)  # as `train_phase` trains
     def advance(steps: int) -> None:
         nonlocal progress
         done = 0
@@ -163,6 +166,7 @@ def our_step(options, size: int, device: torch.device, precision: str, *, augmen
         phase = replace(phase, augment=lambda *_: ready)
     parts = make_parts(phase, net(options, device).train())
 
+    @training.repeatable(device)
     def advance(steps: int) -> None:
         for _ in range(steps):
             training.train_step(phase, parts, *batch, 0)
@@ -176,7 +180,7 @@ def rates(arms: dict, device: torch.device, *, rounds: int, steps: int, warm: in
     for _ in range(rounds):
         for name, make in arms.items():
             advance = make()
-            advance(warm)  # also empties what a loader has fetched ahead
+            advance(warm)
             wait(device)
             began = time.perf_counter()
             advance(steps)
@@ -287,7 +291,8 @@ def resuming(options, folder: Path) -> None:
     took = []
     given = {"width": options.width, "train_dir": str(options.train_dir),
              "test_dir": str(options.test_dir), "cache": str(options.cache),
-             "resume": str(folder), "device": options.device}  # fmt: skip
+             "resume": str(folder), "device": options.device, "threads": options.threads,
+             }  # fmt: skip
     for _ in range(3):  # the first one makes the state
         began = time.perf_counter()
         process = subprocess.Popen(
@@ -320,10 +325,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     if options.child:
         options.__dict__.update(json.loads(options.child))
-        resume(options, pick_device(options.device))
-        return
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.child:
+        resume(options, pick_device(options.device))
+        return
     device = pick_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

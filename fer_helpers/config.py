@@ -210,7 +210,7 @@ class Config(BaseModel):
     # Evaluation, exploring, prediction
     tta_views: int = Field(10, ge=1, le=10)
     bootstrap: int = Field(10000, ge=0)
-    min_confidence: float = Field(0.0, ge=0, le=1)
+    min_confidence: float = Field(0.5, ge=0, le=1)
     robustness: bool = True
     embedding: bool = True
     photo: str = ""

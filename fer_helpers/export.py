@@ -29,6 +29,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fer_helpers.files import replace_file
 from fer_helpers.layouts import local_path
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
@@ -147,8 +149,8 @@ def export_onnx(
                 continue
             proto = onnx.load(draft)
             _set_metadata(proto, metadata)
-            _save(proto, path)
-            return path
+            content = proto.SerializeToString()
+            return replace_file(path, partial(Path.write_bytes, data=content))
     raise ExportError(
         f"{model.architecture['backbone']} could not be exported ({'; '.join(faults)}); update "
         "torch, onnx and onnxscript, or choose another backbone."
@@ -190,14 +192,6 @@ def _set_metadata(proto: Any, metadata: Mapping[str, Any]) -> None:
     del proto.metadata_props[:]
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
-
-
-def _save(proto: Any, path: Path) -> None:
-    """Write the file in one step: never half a file at `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_bytes(proto.SerializeToString())
-    draft.replace(path)
 
 
 # %% [markdown]
@@ -271,8 +265,7 @@ def export_int8(onnx_path: str | Path, faces: np.ndarray, path: str | Path) -> P
         proto = onnx.load(draft)
     kept = {prop.key: json.loads(prop.value) for prop in onnx.load(onnx_path).metadata_props}
     _set_metadata(proto, {**kept, "extra": {**kept["extra"], "precision": "int8"}})
-    _save(proto, path)
-    return path
+    return replace_file(path, partial(Path.write_bytes, data=proto.SerializeToString()))
 
 
 # %% [markdown]

@@ -30,7 +30,6 @@ import importlib.resources
 import math
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fer_helpers.files import replace_file
 from fer_helpers.layouts import local_path
 from fer_helpers.mounts import attached_files
 from fer_helpers.sources import FetchError, fetch
@@ -142,7 +142,7 @@ def find_model(path: str | Path | None = None, *, cache_dir: str | Path | None =
     if cache_dir is None:
         import platformdirs  # comes with every Jupyter installation
 
-        cache_dir = platformdirs.user_cache_path("fer_helpers", appauthor=False)
+        cache_dir = platformdirs.user_cache_path("fer-helpers", appauthor=False)
     kept = (SHIPPED_MODEL, Path(cache_dir) / MODEL_NAME)
     for candidate in (*kept, *attached_files(re.escape(MODEL_NAME))):
         with contextlib.suppress(OSError):
@@ -154,7 +154,7 @@ def find_model(path: str | Path | None = None, *, cache_dir: str | Path | None =
         raise DetectorError(content)
     # A cache that cannot be written costs a download next time, nothing else.
     with contextlib.suppress(OSError):
-        _write_whole(Path(cache_dir) / MODEL_NAME, content)
+        replace_file(Path(cache_dir) / MODEL_NAME, lambda path: path.write_bytes(content))
     return content
 
 
@@ -168,19 +168,6 @@ def _fetch_model(url: str) -> bytes | str:
     if hashlib.sha256(content).hexdigest() != MODEL_SHA256:
         return f"What {url} sent is not {MODEL_NAME} (its SHA-256 differs), so it was not used."
     return content
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # %% [markdown]

@@ -47,6 +47,8 @@ def pick_device(wish: str = "auto") -> torch.device:
     Raises:
         DeviceError: the device is absent, or torch was built without kernels for it, as the
             image on Kaggle is for the P100.
+
+    An NVIDIA GPU is told to compute fp32 as such, not in the shorter TF32 that cuDNN would take.
     """
     if wish == "auto":
         if torch.cuda.is_available():
@@ -68,6 +70,7 @@ def pick_device(wish: str = "auto") -> torch.device:
                 f"(sm_{major}{minor}): choose another accelerator (on Kaggle: GPU T4 x2), "
                 "or set DEVICE to 'cpu'."
             )
+        torch.backends.cudnn.allow_tf32 = False
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("DEVICE is 'mps', but this machine has no Apple GPU: use 'auto'.")
     return device

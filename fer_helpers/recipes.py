@@ -375,7 +375,8 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
 # from fer_helpers.recipes import make_loss, make_optimizer, make_schedule
 #
 # recipe = Config(
-#     affectnet_epochs=6, affectnet_lr=0.1, optimizer="sgd", warmup=0.2, plateau_patience=1
+#     affectnet_epochs=6, affectnet_lr=0.1, optimizer="sgd", schedule="cosine", warmup=0.2,
+#     plateau_patience=1,
 # ).recipe("affectnet")
 # model = build_model(3, stem="small2", width=16, channels=1)
 # figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")

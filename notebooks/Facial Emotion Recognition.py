@@ -86,7 +86,7 @@ FER_LR_HEAD: float = 0.001
 WEIGHT_DECAY: float = 0.0001
 DECAY_NORMS: bool = True  # weight decay also on norms and biases
 SCHEDULE: str = "plateau"  # plateau (on the selection accuracy), cosine or onecycle
-WARMUP: float = 0.0  # share of the steps in which the learning rate rises
+WARMUP: float = 0.0  # share of the steps with a rising rate (cosine; onecycle, where 0 is 0.3)
 PLATEAU_FACTOR: float = 0.5
 PLATEAU_PATIENCE: int = 3  # epochs
 LOSS: str = "cross_entropy"  # cross_entropy or focal
@@ -95,7 +95,7 @@ LABEL_SMOOTHING: float = 0.1
 CLASS_WEIGHTS: str = "balanced"  # balanced, effective or none
 LOGIT_ADJUSTMENT: float = 0.0  # strength of the prior in the loss (Menon et al. 2021)
 FERPLUS_WEIGHT: float = 0.0  # phase 2 also learns the votes, the label counting 1; 0 is off
-SAMPLER: str = "shuffle"  # shuffle, or balanced for equally frequent classes
+SAMPLER: str = "shuffle"  # shuffle, or balanced (each class equally often)
 MIXUP: float = 0.0  # alpha; 0 is off
 CUTMIX: float = 0.0  # alpha; 0 is off
 MIX_PROBABILITY: float = 0.5  # share of batches that are mixed
@@ -126,7 +126,7 @@ AUGMENT_POLICY: str = "none"  # none, or trivial (TrivialAugmentWide)
 # Evaluation, exploring, prediction
 TTA_VIEWS: int = 10  # deterministic views averaged for the second accuracy; 1 is off
 BOOTSTRAP: int = 10000  # draws behind each interval; 0 for none
-MIN_CONFIDENCE: float = 0.0  # below this share a prediction says that it is unsure
+MIN_CONFIDENCE: float = 0.5  # below this probability an answer is marked as uncertain
 ROBUSTNESS: bool = True  # curves over blur, noise, darkness and others
 EMBEDDING: bool = True  # the t-SNE map
 PHOTO: str = ""  # a photo of your own to predict: a path or an address
@@ -855,6 +855,8 @@ used = [faces for s in learned for faces in (s.train, s.selection) if faces is n
 rows, unknown = [], ""
 if config.pretrained not in ("none", "imagenet"):
     unknown = f"unknown: training began with the weights in {config.pretrained}"
+
+# %%
 for other in others:
     logits = inference.predict_logits(model, other, pre, **where)
     stamp = records.stamp(

@@ -107,7 +107,8 @@ for dataset, split in sets if len(records) > 1 else ():
     pairs = comparison.mcnemar_pairs(records, dataset, split)
     matrix = comparison.mcnemar_matrix(pairs)
     notes = table.loc[(table["dataset"] == dataset) & (table["split"] == split), "note"]
-    chosen = ", contains the selection split" * notes.str.contains("selection split").any()
+    seen = notes.str.contains("selection split").any()
+    chosen = ", contains the selection split" if seen else ""
     title = f"{dataset} {split}: McNemar, p-values after Holm{chosen}"
     display(plot_mcnemar(matrix, list(matrix), title=title, note=note))
     display(pairs.round(4))

@@ -25,7 +25,8 @@ def ablation():
 
 
 def result(arm, seed, right):
-    return {"arm": arm, "seed": seed, "right": right, "minutes": 2.0}
+    about = {"minutes": 2.0, "where": "cpu, fp32, 2 threads", "commit": "0123456789abcdef"}
+    return {"arm": arm, "seed": seed, "right": right, **about}
 
 
 def test_the_committed_slice_has_3000_names():
@@ -77,7 +78,7 @@ def test_runs_of_another_recipe_are_not_compared(ablation, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):
         ablation.main()
-    assert "another recipe: base (seed 0)" in capsys.readouterr().err
+    assert "another recipe or precision: base (seed 0)" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*arguments, "--table"])
     ablation.main()  # a table of old runs can be had
     assert "| base | 0 |" in capsys.readouterr().out

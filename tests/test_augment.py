@@ -342,7 +342,11 @@ def test_trivial_augment_is_torchvisions():
     for channels in (1, 3):
         images = faces(6, channels=channels)
         ours = trivial(images, seeded(4))
-        assert ours.shape == images.shape and ours.dtype == torch.uint8
+        seed = torch.randint(2**62, (), generator=seeded(4)).item()
+        policy = v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            assert torch.equal(ours, torch.stack([policy(image) for image in images]))
         assert not torch.equal(ours, images)
     recipe = Augment(policy="trivial", rotation=5)
     assert recipe(images, Preprocess(size=64), seeded()).shape == (6, 3, 64, 64)

@@ -59,7 +59,7 @@ def test_robustness_asks_once_per_corruption_and_severity():
 
 
 def test_the_sample_is_the_same_everywhere():
-    assert fixed_sample(10, 3).tolist() == fixed_sample(10, 3).tolist()
+    assert fixed_sample(10, 3).tolist() == [2, 4, 6]
     assert fixed_sample(5).tolist() == [0, 1, 2, 3, 4]
     assert len(np.unique(fixed_sample(7178))) == 1000
 

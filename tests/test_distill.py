@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from fer_helpers.checkpoints import load_model, save_model
 from fer_helpers.data import load_fer2013
 from fer_helpers.demo_faces import write_demo_faces
+from fer_helpers.evaluation import softmax
+from fer_helpers.inference import predict_logits
 from fer_helpers.models import build_model
 from fer_helpers.preprocess import Preprocess
 
@@ -53,7 +56,7 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     ])  # fmt: skip
     distill.main()
     said = capsys.readouterr().out
-    assert "| student |" in said and "| teacher.safetensors |" in said and "PublicTest" in said
+    assert "| student |" in said and "/teacher.safetensors |" in said and "PublicTest" in said
     student = load_model(tmp_path / "student.safetensors")
     assert student.extra["origin"] == "drawn" and len(student.extra["balanced_shift"]) == 7
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
@@ -65,11 +68,30 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
 def test_teachers_speak_in_probabilities(distill, teacher):
     from tests.tiny import faces
 
-    some = faces(names=load_model(teacher).class_names, n=14)
-    said = distill.say([load_model(teacher)] * 2, some, {"device": "cpu", "precision": "fp32"})
+    one, other = load_model(teacher), replace(load_model(teacher), temperature=0.7)
+    with torch.no_grad():
+        other.model.head[-1].weight.neg_()
+    some = faces(names=one.class_names, n=14)
+    where = {"device": "cpu", "precision": "fp32"}
+    said = distill.say([one, other], some, where)
     assert said.shape == (14, 7) and said.dtype == np.float32
     np.testing.assert_allclose(said.sum(1), 1, atol=1e-5)
-    alone = distill.say([load_model(teacher)], some, {"device": "cpu", "precision": "fp32"})
-    np.testing.assert_allclose(said, alone, atol=1e-6)
+    each = [predict_logits(t.model, some, t.preprocess, views=10) / t.temperature
+            for t in (one, other)]  # fmt: skip
+    np.testing.assert_allclose(said, sum(map(softmax, each)) / 2, atol=1e-6)
     with pytest.raises(SystemExit, match="not these classes"):
         distill.say([load_model(teacher)], faces(), {"device": "cpu", "precision": "fp32"})
+
+
+def test_targets_are_shares_of_label_and_teacher(distill):
+    labels, heard = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.5, 0.5], [0.2, 0.8]])
+    found = distill.mixed(labels, heard, 0.4)
+    np.testing.assert_allclose(found, [[0.8, 0.2], [0.08, 0.92]], atol=1e-7)
+
+
+def test_a_parameter_that_changes_nothing_is_refused(distill):
+    assert distill.named_values(["MIXUP=0.2"]) == {"mixup": 0.2}
+    with pytest.raises(SystemExit, match="DROP_BLANKS changes nothing"):
+        distill.named_values(["MIXUP=0.2", "DROP_BLANKS=true"])
+    with pytest.raises(SystemExit, match="WIDTH changes nothing"):
+        distill.named_values(["WIDTH=16"], {"width"})

@@ -27,7 +27,8 @@ LABELS = np.array([0, 0, 1, 0, 0])
 
 def test_pick_faces():
     assert pick_faces(PROBABILITIES, LABELS).tolist() == [1, 2, 3]
-    assert pick_faces(PROBABILITIES, LABELS, how="confident").tolist() == [1, 2, 3]
+    turned = PROBABILITIES[[3, 2, 1]], LABELS[[3, 2, 1]]  # the surest mistake stands last
+    assert pick_faces(*turned, how="confident").tolist() == [2, 1, 0]
     assert pick_faces(PROBABILITIES, LABELS, truth=0, prediction=0).tolist() == [0, 4]
     assert pick_faces(PROBABILITIES, LABELS, truth=1).tolist() == [2]
     assert pick_faces(PROBABILITIES, LABELS, low=0.65, high=0.75).tolist() == [2]

@@ -225,7 +225,7 @@ def test_a_kaggle_input_is_used_without_network(server, wanted, nowhere):
 
 def test_without_opencv_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(DetectorError, match=r"no detector here.*fer-helpers\[faces\]"):
+    with pytest.raises(DetectorError, match=r"no detector here.*pip install opencv"):
         load_detector()
 
 

@@ -188,7 +188,7 @@ def test_balanced_reads_the_model_at_its_other_point(folder, tmp_path, capsys):
     shift = [0.0, 99.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     save_model("both.safetensors", net, NAMES, **kept, extra={"balanced_shift": shift})
     main([str(folder), "--model", "both.safetensors"])
-    assert "Disgust" not in capsys.readouterr().out
+    assert "Disgust 100.0 %" not in capsys.readouterr().out
     assert main([str(folder), "--model", "both.safetensors", "--balanced"]) == 0
     assert capsys.readouterr().out.count("Disgust 100.0 %") == 3
     assert main([str(folder), "--model", "plain.safetensors", "--balanced"]) == 2

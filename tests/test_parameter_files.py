@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -13,7 +14,9 @@ import yaml
 
 from fer_helpers.checkpoints import load_model
 from fer_helpers.config import Config, read_parameters
-from fer_helpers.demo_faces import write_demo_faces
+from fer_helpers.data import load_fer2013
+from fer_helpers.demo_faces import draw_face, write_demo_faces
+from fer_helpers.ferplus import VOTES
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "Facial Emotion Recognition.ipynb"
@@ -79,6 +82,44 @@ def listing(folder):
     """Every file below a folder with its size and date."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+EXTRAS = [
+    "cv2",
+    "onnx",
+    "onnxruntime",
+    "pytorch_grad_cam",
+    "kaggle",
+    "kagglehub",
+    "tensorboard",
+    "ipywidgets",
+]
+
+
+def test_every_section_runs_with_the_core_packages_alone(run, cache, tmp_path, monkeypatch):
+    """With votes that agree with every label, a set seen in training, and a photo to answer."""
+    hidden = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
+    (tmp_path / "sitecustomize.py").write_text(hidden)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    drawn = cache / "drawn-faces"
+    folders = drawn / "fer2013" / "train", drawn / "fer2013" / "test"
+    fer = load_fer2013(*folders, cache_dir=cache, max_bad_share=0.1, size=24)
+    files = np.concatenate([faces.files for faces in (fer.train, fer.selection, *fer.tests)])
+    votes = pd.DataFrame({"file": np.unique(files), **dict.fromkeys(VOTES, 1)})
+    votes.to_csv(tmp_path / "votes.csv", index=False)
+    draw_face("Happy", 1, size=300).save(tmp_path / "me.png")
+    folder, _ = run(
+        ROOT / "params" / "cpu.yaml", FERPLUS_VOTES=str(tmp_path / "votes.csv"), FERPLUS_WEIGHT=0.5,
+        EXTRA_TEST_DIRS=str(drawn / "affectnet"), PHOTO=str(tmp_path / "me.png"), TENSORBOARD=True,
+    )  # fmt: skip
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["cross_dataset"][0]["numbers"]["n"] > 0
+    assert "not marked as finished" not in (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
+def test_phase_1_alone(run):
+    folder, _ = run(ROOT / "params" / "demo.yaml", PHASES="affectnet")
+    assert len(load_model(folder).class_names) == 8
 
 
 OTHERS = [file for file in FILES if file.stem != "demo"]

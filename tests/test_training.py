@@ -457,7 +457,7 @@ def test_a_finished_phase_is_not_trained_again(tmp_path, monkeypatch):
     ({"train": faces(seed=5, n=27)}, r"training data was \S+ \S+ and is"),
     ({"epochs": 3}, "recipe epochs was 2 and is 3"),
     ({"seed": 1}, "seed was 0 and is 1"),
-    ({"model": net(width=16)}, r"architecture width was 8 and is 16; starting weights was"),
+    ({"model": net(width=24)}, r"architecture width was 16 and is 24; starting weights was"),
     ({"model": net(seed=1)}, "starting weights was"),
     ({"augment": Augment()}, r"augmentation brightness was 0\.2 and is 0\.0; .*augmentation flip"),
     ({"precision": "bf16"}, r"precision was \S*fp32\S* and is \S*bf16"),
