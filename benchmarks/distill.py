@@ -184,7 +184,8 @@ def finish(
     fer = replace(fer, tests=tuple(public) or fer.tests[:1])
     scores, temperature, chosen_on = score_tests(written, fer, preprocess, seed=seed, **where)
     balanced, shift = balance(scores[0], fer, chosen_on)
-    write(temperature=temperature, extra={**extra, "balanced_shift": shift})
+    extra |= {"balanced_shift": shift, "temperatures": scores[0].temperatures}
+    write(temperature=temperature, extra=extra)
     print(score_table(scores).to_string(index=False))
     print(points_table(scores[0], balanced).to_string())
     numbers = scores[0].numbers

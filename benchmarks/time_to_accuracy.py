@@ -86,7 +86,10 @@ def main() -> None:
     )  # fmt: skip
     save_model(
         options.out / "model.safetensors", model, fer.train.class_names, preprocess,
-        temperature=temperature, extra={"origin": fer.train.origin, "dataset": fer.train.dataset},
+        temperature=temperature, extra={
+            "origin": fer.train.origin, "dataset": fer.train.dataset,
+            "temperatures": scores[0].temperatures,
+        },
     )  # fmt: skip
     text = json.dumps({"results": [entry for score in scores for entry in score.entries]}, indent=1)
     replace_file(options.out / "metrics.json", partial(Path.write_text, data=text))

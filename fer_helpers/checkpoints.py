@@ -126,11 +126,30 @@ def newest_model(folder: str | Path = "runs") -> Path | None:
     return next(real, None) or next(SHIPPED.glob("*.safetensors"), None) or next(iter(found), None)
 
 
+def _in_folder(folder: Path) -> Path:
+    """The model of a run's or a phase's folder."""
+    inside = [folder / name for name in IN_A_FOLDER]
+    there = [file for file in inside if file.exists()]
+    learned = [file for file in there if _epochs(file) != 0]
+    chosen = next(iter(learned or there), inside[0])
+    second = folder / "fer2013" / "best.safetensors"
+    # A run that stopped in phase 1 left its model there; continued, it has learned other classes.
+    if second in learned and _about(second, "class_names") != _about(chosen, "class_names"):
+        return second
+    return chosen
+
+
 def _extra(path: Path) -> dict[str, Any]:
+    found = _about(path, "extra")
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _about(path: Path, name: str) -> Any:
+    """One entry of a file's description; None where it cannot be read: loading says why."""
     try:
-        return dict(_read_about(path)["extra"])
-    except (CheckpointError, KeyError, TypeError, ValueError):
-        return {}  # what is wrong with the file is said when it is loaded
+        return _read_about(path)[name]
+    except (CheckpointError, KeyError):
+        return None
 
 
 def _epochs(path: Path) -> int | None:
@@ -157,6 +176,8 @@ def load_model(
     """
     if path is None:
         path = newest_model(runs)
+        if path is not None and path.name == IN_A_FOLDER[0]:
+            path = path.parent
         if path is None:
             raise CheckpointError(
                 f"No trained model in {runs} and none is shipped: run the notebook once, or give "
@@ -164,10 +185,7 @@ def load_model(
             )
     path = local_path(path)
     if path.is_dir():
-        inside = [path / name for name in IN_A_FOLDER]
-        there = [file for file in inside if file.exists()]
-        learned = [file for file in there if _epochs(file) != 0]
-        path = next(iter(learned or there), inside[0])
+        path = _in_folder(path)
     about = _read_about(path)
     try:
         names = tuple(about["class_names"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ class Classifier:
         preprocess: one picture -> float32 (C, H, W): a `Preprocess`, or any transform that takes an
             RGB PIL image.
         class_names: names of the K outputs, in order.
-        temperature: the logits are divided by it before the softmax; fitted for one view, so that
-            several views are calibrated only roughly.
+        temperature: the logits of one view are divided by it before the softmax.
+        temperatures: the same by number of views, `{"10": 0.9}`; numbers that are not in it take
+            `temperature`, and are calibrated only roughly.
         min_confidence: probability (0 to 1) below which an answer is uncertain.
         note: stands in the note of every answer; "model trained on drawn faces" for such a model.
         shift: added to the logits, one number per class; empty for none. The balanced operating
@@ -51,6 +52,7 @@ class Classifier:
     note: str = ""
     shift: tuple[float, ...] = ()
     path: Path | None = None
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def margin(self) -> float:
@@ -87,7 +89,8 @@ class Classifier:
             )
         if not np.isfinite(logits).all():
             raise PredictionError("The model's outputs are not finite: its weights are damaged.")
-        scaled = torch.from_numpy(logits + np.array(self.shift or 0.0)).double() / self.temperature
+        temperature = self.temperatures.get(str(views), self.temperature)
+        scaled = torch.from_numpy(logits + np.array(self.shift or 0.0)).double() / temperature
         return torch.softmax(scaled, dim=1).numpy()
 
     def _logits(self, faces: Sequence[Image.Image], views: int, batch_size: int) -> np.ndarray:
@@ -160,7 +163,7 @@ def load_classifier(
             `class_names`.
         transform: wins over the checkpoint's preprocessing.
         class_names: win over the checkpoint's.
-        temperature: wins over the checkpoint's.
+        temperature: wins over the checkpoint's, for any number of views.
         balanced: read the model at its balanced operating point, which finds more of the rare
             classes and is right a little less often (see `protocol.balance`).
 
@@ -187,11 +190,14 @@ def load_classifier(
         raise PredictionError(
             f"The model is a bare {type(model).__name__}: give the {missing} of its training."
         )
+    extra = getattr(model, "extra", None) or {}
+    by_views = {}
     if temperature is None:
         temperature = float(getattr(model, "temperature", 1.0)) if whole else 1.0
-    if not 0 < temperature < math.inf:
-        raise PredictionError(f"temperature is {temperature:g}: give a number above 0.")
-    extra = getattr(model, "extra", None) or {}
+        by_views = getattr(model, "temperatures", None) or extra.get("temperatures") or {}
+    for value in (temperature, *by_views.values()):
+        if not 0 < value < math.inf:
+            raise PredictionError(f"temperature is {value:g}: give a number above 0.")
     least = getattr(model, "min_confidence", None) or extra.get("min_confidence") or 0.0
     shift = tuple(getattr(model, "shift", ()))
     if balanced and not shift:
@@ -205,5 +211,6 @@ def load_classifier(
     note = getattr(model, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
     if whole:  # a checkpoint holds the module, an exported model runs by itself
         model = model.model if hasattr(model, "model") else model.run
-    names, least = tuple(class_names), float(least)
-    return Classifier(model, transform, names, temperature, least, note, shift, path)
+    return Classifier(
+        model, transform, tuple(class_names), temperature, float(least), note, shift, path, by_views
+    )

@@ -58,6 +58,11 @@ class Scored:
         """The numbers for one view."""
         return self.entries[0]["numbers"]
 
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """The temperature for each number of views that was scored, as a model file keeps them."""
+        return {str(e["stamp"]["views"]): e["numbers"]["temperature"] for e in self.entries}
+
 
 def describe_selection(selection: SelectionSet | None) -> str:
     """What choices were made on, in words for a stamp: `"FER2013 PublicTest (3,589)"`."""

@@ -602,7 +602,7 @@ print(exploration.slices_text(parts))
 trained = metrics["training"].get(final, {"best_epoch": 0})
 extra = {
     "origin": run.origin, "dataset": test.dataset, "run": run.name,
-    "best_epoch": trained["best_epoch"],
+    "best_epoch": trained["best_epoch"], "temperatures": headline.temperatures,
 }  # fmt: skip
 save_model(
     run.path("model.safetensors"), model, class_names, pre, temperature=temperature,

@@ -162,6 +162,18 @@ def test_a_phase_that_has_only_begun_does_not_answer_for_the_one_before(tmp_path
     assert load_model(tmp_path / "fer2013").extra["epoch"] == 0  # if asked for
 
 
+def test_a_run_continued_in_phase_2_no_longer_answers_with_phase_1(tmp_path):
+    run = tmp_path / "run"
+    (run / "fer2013").mkdir(parents=True)
+    saved(run, extra={"best_epoch": 3})  # it was stopped in phase 1
+    best = run / "fer2013" / "best.safetensors"
+    names = ("Fear", *NAMES[1:])
+    save_model(best, net(), names, PREPROCESS, extra={"epoch": 0})
+    assert load_model(run).class_names == NAMES
+    save_model(best, net(), names, PREPROCESS, extra={"epoch": 2})
+    assert load_model(run).class_names == load_model(runs=tmp_path).class_names == names
+
+
 def test_a_run_on_drawn_faces_answers_only_where_nothing_else_can(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path / "weights")
     for folder, origin, time in (("demo", "drawn", 300), ("old", "real", 100)):

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from fer_helpers import faces, prediction, sources
-from fer_helpers.checkpoints import LoadedModel, save_model
+from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.faces import Detector, DetectorError, Face
 from fer_helpers.models import build_model
@@ -275,6 +275,22 @@ def test_a_checkpoint_brings_everything(face, checkpoint):
     assert list(renamed.probabilities.values()) == list(answer.probabilities.values())
     classifier = load_classifier(checkpoint)
     assert predict_single_image(face, classifier, show=False).probabilities == answer.probabilities
+
+
+def test_several_views_have_a_temperature_of_their_own(face, checkpoint, tmp_path):
+    loaded = load_model(checkpoint)
+    path = tmp_path / "views.safetensors"
+    extra = {"temperatures": {"1": 2.0, "4": 3.0}}
+    save_model(path, loaded.model, NAMES, loaded.preprocess, temperature=2.0, extra=extra)
+    for views, divisor in ((1, 2.0), (4, 3.0), (3, 2.0)):
+        one = predict_single_image(face, path, show=False, views=views)
+        given = {"show": False, "views": views, "temperature": divisor}
+        assert one.probabilities == predict_single_image(face, path, **given).probabilities
+    given = {"show": False, "views": 4}
+    assert (
+        predict_single_image(face, load_classifier(path), **given).probabilities
+        == predict_single_image(face, path, **given).probabilities
+    )
 
 
 def test_no_model_is_the_newest_runs(face, checkpoint, tmp_path, monkeypatch):

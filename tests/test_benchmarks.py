@@ -1,0 +1,66 @@
+"""The benchmarks run to their tables, on drawn faces and as little as they allow."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fer_helpers import training
+from fer_helpers.checkpoints import load_model
+from fer_helpers.data import load_fer2013
+from fer_helpers.demo_faces import write_demo_faces
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SMALL = {
+    "attention_cost": "--width 16 --batch 4 --rounds 2 --threads 1 --arms se",
+    "decoding": "--counts 800",
+    "evaluation": "--n 1000 --threads 1",
+    "input_pipeline": "--count 64 --seconds 0.1 --rounds 1",
+    "training": "--sizes 32 --width 16 --rounds 1 --steps 1 --warm 1 --threads 1",
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_prints_its_table(name):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *SMALL[name].split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) > 2
+
+
+def test_time_to_accuracy_scores_public_test_once_and_continues(tmp_path, monkeypatch, capsys):
+    data = write_demo_faces(tmp_path / "drawn", per_class=12)
+    fer = data / "fer2013"
+    splits = load_fer2013(fer / "train", fer / "test", max_bad_share=0.1, cache_dir=tmp_path)
+    (tmp_path / "slice.txt").write_text("\n".join(splits.train.files[::3]))
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delitem(sys.modules, "ablation", raising=False)
+    program = runpy.run_path(str(BENCHMARKS / "time_to_accuracy.py"))["main"]
+    monkeypatch.setattr(sys.modules["ablation"], "SLICE", tmp_path / "slice.txt")
+    small = ["FER_EPOCHS=1", "MAX_BAD_SHARE=0.1", "BATCH_SIZE=16", "WIDTH=16", "IMAGE_SIZE=32",
+             "START_SIZE=0"]  # fmt: skip
+    arguments = [
+        "time_to_accuracy", "--params", str(BENCHMARKS.parent / "params" / "cpu.yaml"),
+        "--data", str(data), "--out", str(tmp_path / "out"), "--hold-out", "12", "--set", *small,
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [*arguments, "TIME_BUDGET_MINUTES=0.0001"])
+    with pytest.raises(SystemExit, match="the same command continues"):
+        program()
+    monkeypatch.setattr(sys, "argv", arguments)
+    program()
+    said = capsys.readouterr().out
+    assert "PublicTest" in said and "PrivateTest" not in said and "one view" in said
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    assert {entry["stamp"]["split"] for entry in results} == {"PublicTest"}
+    assert load_model(tmp_path / "out").extra["origin"] == "drawn"
+    monkeypatch.setattr(training, "train_step", lambda *_: pytest.fail("trained again"))
+    program()
+    assert (
+        capsys.readouterr().out.splitlines()[-1].split(":")[1]
+        == said.splitlines()[-1].split(":")[1]
+    )

@@ -1,0 +1,49 @@
+"""What only an NVIDIA GPU can show: that a killed training continues there to the bit, too."""
+
+import numpy as np
+import pytest
+import torch
+
+from fer_helpers import training
+from fer_helpers.inference import pick_device
+from fer_helpers.recipes import Phase
+from tests.tiny import (
+    AUGMENT,
+    PREPROCESS,
+    faces,
+    recipe,
+    same_weights,
+    selection_faces,
+    some_votes,
+    train,
+)
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+OPTIONS = {
+    "fp32": {"precision": "fp32"},
+    "fp16": {"precision": "fp16", "clip_norm": 1.0},
+    "compiled bf16": {"precision": "bf16", "compile": True},
+    "votes": {"ema": 0.9, "mixup": 0.4, "votes": some_votes(), "vote_weight": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", OPTIONS.values(), ids=OPTIONS)
+def test_killed_after_every_step_it_ends_with_the_same_bits(tmp_path, given, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    unbroken, _ = train(tmp_path / "one", device="cuda", **given)
+    for _ in range(6):  # all steps
+        train(tmp_path / "other", device="cuda", deadline=-1.0, **given)
+    continued, result = train(tmp_path / "other", device="cuda", **given)
+    assert not result.stopped and same_weights(unbroken, continued)
+
+
+def test_faces_that_lie_on_the_gpu_are_those_that_are_sent_there(monkeypatch):
+    device = pick_device("cuda")
+    phase = Phase(faces(), selection_faces(), recipe(), PREPROCESS, AUGMENT, 0, device, "fp32")
+    resident = training.Feed(phase)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1, 1))
+    sent = training.Feed(phase)
+    assert resident.resident is not None and sent.resident is None
+    rows = np.array([5, 3, 8, 1])
+    assert all(map(torch.equal, resident(rows), sent(rows)))
