@@ -200,7 +200,8 @@ def draw(score: Scored, result: PhaseResult, folder: Path) -> None:
     test, numbers = score.test, score.numbers
     note = f"{test.dataset} {test.split}, {len(test):,} faces, one view, student"
     temperatures = numbers["temperature"], 1.0
-    curves = [reliability(softmax(score.logits, t), test.labels) for t in temperatures]
+    seed = score.entries[0]["stamp"]["seed"]  # the calibrated range of the stored numbers
+    curves = [reliability(softmax(score.logits, t), test.labels, seed=seed) for t in temperatures]
     confusion = np.array(numbers["confusion"])
     savefig(plot_confusion(confusion, test.class_names, note=note), folder, "confusion")
     savefig(plot_reliability(*curves, note=note), folder, "reliability")

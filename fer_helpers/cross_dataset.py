@@ -150,6 +150,7 @@ def cross_dataset(
         shared,
         temperature=temperature,
         bootstrap=bootstrap,
+        seed=stamp["seed"],
     )
     return {
         "stamp": {**stamp, "n": int(kept.sum())},
