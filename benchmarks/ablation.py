@@ -11,8 +11,8 @@ scored. Seeds are the outer loop, so that what is left unfinished is a seed rath
 run that is killed continues to the bit; a finished one is one JSON file in the folder `--out`.
 
 The table gives for each arm the mean accuracy over its seeds, and against the base the mean
-difference on the same images and seeds with a 95 % bootstrap interval (images and seeds drawn
-again), and McNemar's p for each seed.
+difference on the same images and seeds with its 95 % interval (Student's t over the seeds), and
+McNemar's p for each seed.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from scipy import stats
 
 from fer_helpers.augment import Augment
 from fer_helpers.config import Config
@@ -73,10 +74,10 @@ def settings(arm: str, seed: int, votes: Path) -> Config:
 
 
 UNREAD = {
-    "affectnet_dir", "fer_train_dir", "fer_test_dir", "extra_test_dirs", "output_dir", "run_name",
+    "fer_train_dir", "fer_test_dir", "extra_test_dirs", "output_dir", "run_name",
     "resume", "cache_dir", "phases", "max_images", "selection_size", "near_twins", "device",
     "drop_test_twins", "drop_conflicts", "drop_blanks", "bootstrap", "robustness", "embedding",
-    "min_confidence", "photo", "gdown_id", "helpers_url", "tensorboard",
+    "min_confidence", "photo", "gdown_id", "helpers_url", "tensorboard", "carry_head",
 }  # fmt: skip
 """Parameters of the notebook that these programs do not look at."""
 
@@ -93,7 +94,8 @@ def named_values(texts: Sequence[str], unread: Iterable[str] = ()) -> dict[str, 
     """
     pairs = (text.partition("=") for text in texts)
     values = {name.lower(): yaml.safe_load(value) for name, _, value in pairs}
-    if idle := sorted(values.keys() & (UNREAD | set(unread))):
+    idle = {name for name in values if name in UNREAD or name.startswith("affectnet_")}
+    if idle := sorted(idle | (values.keys() & set(unread))):
         raise SystemExit(f"--set {', '.join(idle).upper()} changes nothing here: leave it out.")
     return values
 
@@ -180,27 +182,29 @@ def train(arm: str, seed: int, data: Path, votes: Path, folder: Path, where: dic
     }
 
 
-def paired(base: Sequence[dict], arm: Sequence[dict], draws: int = 10_000) -> dict:
+def paired(base: Sequence[dict], arm: Sequence[dict]) -> dict:
     """Arm minus base over the seeds that both have.
 
+    Seeds and images vary both, so their variances of the mean are added; with so few seeds the
+    normal distribution would make the interval too narrow, so it is Student's t over the seeds.
+
     Returns:
-        seeds, difference (mean, points of accuracy in 0..1), interval [low, high] from `draws`
-        two-way bootstrap samples (seeds and images, each with replacement), p_values by seed.
+        seeds, difference (mean, points of accuracy in 0..1), interval [low, high] (95 %; None with
+        one seed), p_values (McNemar's) by seed.
     """
     by_seed = {run["seed"]: np.array(run["right"], bool) for run in base}
     pairs = {run["seed"]: np.array(run["right"], bool) for run in arm if run["seed"] in by_seed}
     seeds = sorted(pairs)
     gains = np.stack([pairs[s].astype(float) - by_seed[s] for s in seeds])
-    generator = np.random.default_rng(0)
-    means = np.empty(draws)
-    for draw in range(draws):
-        rows = generator.integers(len(seeds), size=len(seeds))
-        columns = generator.integers(gains.shape[1], size=gains.shape[1])
-        means[draw] = gains[rows].mean(0)[columns].mean()
+    difference, interval = float(gains.mean()), None
+    if len(seeds) > 1:
+        variances = [gains.mean(axis).var(ddof=1) / gains.shape[1 - axis] for axis in (0, 1)]
+        reach = float(stats.t.ppf(0.975, len(seeds) - 1) * np.sqrt(sum(variances)))
+        interval = [difference - reach, difference + reach]
     return {
         "seeds": seeds,
-        "difference": float(gains.mean()),
-        "interval": np.quantile(means, (0.025, 0.975)).tolist(),
+        "difference": difference,
+        "interval": interval,
         "p_values": [mcnemar(pairs[s], by_seed[s])["p_value"] for s in seeds],
     }
 
@@ -223,8 +227,9 @@ def table(runs: Sequence[dict], arms: Sequence[str], seeds: Sequence[int]) -> st
         shared = {run["seed"] for run in by_arm.get(BASE, ())} & {run["seed"] for run in found}
         if arm != BASE and shared:
             result = paired(by_arm[BASE], found)
-            low, high = (100 * end for end in result["interval"])
-            against = f"{100 * result['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+            against = f"{100 * result['difference']:+.2f}"
+            if result["interval"]:
+                against += " ({:+.2f} to {:+.2f})".format(*(100 * x for x in result["interval"]))
             p_values = ", ".join(f"{p:.3f}" for p in result["p_values"])
         lines.append(
             f"| {arm} | {', '.join(str(run['seed']) for run in found)} | {scores['mean']:.2f}"

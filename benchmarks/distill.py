@@ -58,8 +58,13 @@ def say(teachers: Sequence[LoadedModel], faces: TrainSet, where: dict) -> np.nda
         if teacher.class_names != faces.class_names:
             sys.exit(f"{teacher.path} knows {', '.join(teacher.class_names)}: not these classes.")
         logits = predict_logits(teacher.model, faces, teacher.preprocess, views=VIEWS, **where)
-        heard = heard + softmax(logits / teacher.temperature)
+        heard = heard + softmax(logits / temperature_of(teacher))
     return (heard / len(teachers)).astype(np.float32)
+
+
+def temperature_of(teacher: LoadedModel) -> float:
+    """What its logits are divided by: what was fitted for so many views, else for one."""
+    return teacher.extra.get("temperatures", {}).get(str(VIEWS), teacher.temperature)
 
 
 def mixed(labels: np.ndarray, heard: np.ndarray, share: float) -> np.ndarray:
@@ -85,7 +90,7 @@ def main() -> None:
     if options.hold_out < 1:
         parser.error("--hold-out: temperature and balanced point need at least one image")
     changes = {"phases": "fer2013", "label_smoothing": 0.0, "seed": options.seed}
-    unread = {"compile", "time_budget_minutes"}
+    unread = {"compile", "time_budget_minutes", "tta_views"}
     if options.start:  # its file knows what it is
         unread |= {*Config().model_kwargs(), "input_channels", "start_size"}
     changes |= named_values(options.set, unread)
@@ -99,7 +104,7 @@ def main() -> None:
     fer = read_fer(options.data, config, options.hold_out)
     teachers = [load_model(path, device) for path in options.teachers]
 
-    heads = ((weights_hash(teacher.model), teacher.temperature) for teacher in teachers)
+    heads = ((weights_hash(teacher.model), temperature_of(teacher)) for teacher in teachers)
     names = hashlib.sha256("\n".join(fer.train.files).encode()).hexdigest()
     known = [fer.train.content_hash, names, VIEWS, *heads]
     heard = options.out / f"heard-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.npy"

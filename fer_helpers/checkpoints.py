@@ -206,11 +206,17 @@ def load_model(
                 f"{path} names {len(names)} classes but its network answers for "
                 f"{architecture['num_classes']}: the file was put together wrongly, save it again."
             )
-        model = build_model(**architecture)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"The description inside {path} is incomplete or unknown here ({error!r}): "
             "save the model again with this version."
+        ) from None
+    try:
+        model = build_model(**architecture)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} holds a network that this version does not build ({error}): train it again, "
+            "or name another model file."
         ) from None
     weights = {
         name: value.float() if value.is_floating_point() else value

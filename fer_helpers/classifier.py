@@ -18,6 +18,10 @@ from fer_helpers import faces as face_tools
 from fer_helpers.inference import predict_logits
 from fer_helpers.preprocess import Preprocess
 
+MIN_CONFIDENCE = 0.5
+"""Below it an answer is uncertain, if its model says nothing else: a calibrated one is more likely
+wrong than right there."""
+
 DRAWN_NOTE = "model trained on drawn faces"
 
 
@@ -89,7 +93,9 @@ class Classifier:
             )
         if not np.isfinite(logits).all():
             raise PredictionError("The model's outputs are not finite: its weights are damaged.")
-        temperature = self.temperatures.get(str(views), self.temperature)
+        temperature = self.temperature
+        if views > 1:
+            temperature = self.temperatures.get(str(views), temperature)
         scaled = torch.from_numpy(logits + np.array(self.shift or 0.0)).double() / temperature
         return torch.softmax(scaled, dim=1).numpy()
 
@@ -198,7 +204,9 @@ def load_classifier(
     for value in (temperature, *by_views.values()):
         if not 0 < value < math.inf:
             raise PredictionError(f"temperature is {value:g}: give a number above 0.")
-    least = getattr(model, "min_confidence", None) or extra.get("min_confidence") or 0.0
+    least = getattr(model, "min_confidence", None)
+    if least is None:
+        least = extra.get("min_confidence", MIN_CONFIDENCE)
     shift = tuple(getattr(model, "shift", ()))
     if balanced and not shift:
         shift = tuple(extra.get("balanced_shift") or ())

@@ -217,8 +217,8 @@ def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
                 "seeds": summary["n"],
                 "mean": summary["mean"],
                 "sd": summary["sd"],
-                "low": summary["low"],
-                "high": summary["high"],
+                "low": max(0.0, summary["low"]),
+                "high": min(1.0, summary["high"]),
             }
         )
     columns = ["runs", "origin", "dataset", "split", "views", "seeds", "mean", "sd", "low", "high"]

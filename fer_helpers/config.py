@@ -284,6 +284,7 @@ class Config(BaseModel):
             _unknown(str(name)) for name in values if str(name).lower() in cls.model_fields
             and not str(name).isupper()
         ]  # fmt: skip
+        gone: set[str] = set()
         while True:
             try:
                 config = cls(**fields)
@@ -292,10 +293,15 @@ class Config(BaseModel):
                 # What does not fit together is only looked at once every single value is usable,
                 # so look again without the unusable ones.
                 problems = error.errors()
-                lines += [line for problem in problems for line in _explain(problem)]
+                found = [line for problem in problems for line in _explain(problem)]
+                # What stands in for an unusable value was not asked for, so nothing is said of it.
+                words = [set(re.findall(r"[A-Z][A-Z0-9_]+", line)) for line in found]
+                lines += [line for line, names in zip(found, words, strict=True)
+                          if gone.isdisjoint(names)]  # fmt: skip
                 unusable = {problem["loc"][0] for problem in problems if problem["loc"]}
                 if not unusable:
                     break
+                gone |= {str(name).upper() for name in unusable}
                 fields = {name: value for name, value in fields.items() if name not in unusable}
         if lines:
             raise ConfigError(

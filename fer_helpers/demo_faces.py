@@ -306,7 +306,8 @@ def _foreign(folder: Path) -> Iterator[str]:
     """Files in `folder` that `write_demo_faces` did not write; what systems leave is left out."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        left = path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
+        left = path.name.lower() in (".ds_store", "thumbs.db", "desktop.ini")
+        left = left or path.name.startswith("._")
         if path.is_file() and not left and not _OWN_FILE.fullmatch(name):
             yield name
 
@@ -347,6 +348,8 @@ def write_demo_faces(
     wanted = {"version": _VERSION, "seed": seed, "per_class": per_class, "flaws": flaws}
     if _is_complete(folder, wanted):
         return folder
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: name a new or empty folder for drawn faces.")
     foreign = next(_foreign(folder), None)
     if foreign is not None:  # what is outdated is thrown away as a whole
         raise FileExistsError(
@@ -390,7 +393,7 @@ def write_demo_faces(
 # for axis, expression in zip(axes.flat, EXPRESSIONS, strict=True):
 #     axis.imshow(draw_face(expression, seed=7, size=125, intensity=1.0))
 #     units = " + ".join(str(unit) for unit in ACTION_UNITS[expression]) or "none"
-#     axis.set_title(f"{expression}: {units}", fontsize=9)
+#     axis.set_title(f"{expression}\n{units}", fontsize=9)
 #     axis.axis("off")
 # figure.suptitle("Drawn faces: action units by expression", fontsize=10)
 # plt.show()

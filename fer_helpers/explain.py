@@ -9,11 +9,11 @@
 # %% [markdown]
 # # Explain: where the net looks, and whether the picture of it means anything
 #
-# Two maps can be laid over a face. The model's own mask is what the attention multiplied with: it
-# is part of the answer, and the same for every emotion. Grad-CAM asks which places raise the logit
-# of *one* emotion. Both look convincing even on a net that has learned nothing, so there is a third
-# function: compare a map with the one of the same net with random weights. A map that hardly
-# changes shows the picture's edges, not the net's knowledge.
+# Two maps can be laid over a face. The model's own mask is what the attention multiplied with (plus
+# one half after a safe start): it is part of the answer, and the same for every emotion. Grad-CAM
+# asks which places raise the logit of *one* emotion. Both look convincing even on a net that has
+# learned nothing, so there is a third function: compare a map with the one of the same net with
+# random weights. A map that hardly changes shows the picture's edges, not the net's knowledge.
 #
 # Grad-CAM comes from the library `grad-cam` (`pip install grad-cam`, extra `explain`).
 

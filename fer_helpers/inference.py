@@ -264,7 +264,7 @@ def predict_logits(
 # ## What the network sees on its way
 #
 # The embedding is the pooled feature vector before the head; the attention map is the mask that
-# the spatial attention multiplies its features with.
+# the spatial attention multiplies its features with (with the safe start: the mask plus one half).
 
 
 # %%

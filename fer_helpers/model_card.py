@@ -183,11 +183,13 @@ def _data_and_terms(record: RunRecord) -> list[str]:
 def _scores(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str]:
     if all(result["stamp"]["selection_set"] == "none" for result in results):
         choice = "Nothing was chosen: the last epoch was kept, without a temperature"
-    elif record.params.get("KEEP") == "last":
-        choice = "The last epoch was kept; temperature and thresholds were chosen on the set named "
-        choice += "under *chosen on*"
     else:
-        choice = "The epoch was chosen on the set named under *chosen on*"
+        chosen = ["the temperature", "the thresholds"]
+        if record.params.get("SCHEDULE") == "plateau":
+            chosen.insert(0, "the steps of the learning rate")
+        if record.params.get("KEEP") != "last":
+            chosen.insert(0, "the epoch")
+        choice = f"On the set named under *chosen on* were chosen: {', '.join(chosen)}"
     rows = []
     for result in results:
         stamp, numbers, twin = result["stamp"], result["numbers"], result["leak_free"]

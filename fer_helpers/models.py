@@ -70,7 +70,7 @@ class SpatialAttention(nn.Module):
     """One mask over the places of a map: `x * sigmoid(conv7x7([channel mean, channel max]))`.
 
     The spatial half of Woo et al. 2018, "CBAM: Convolutional Block Attention Module", equation 3,
-    without a batch norm, as the original notebook has it.
+    without a batch norm, as the original notebook has it. With the safe start, `x * (mask + 1/2)`.
     """
 
     def __init__(self, safe_start: bool = False) -> None:
@@ -281,7 +281,10 @@ class EmotionNet(nn.Module):
         return _first(self.head, nn.Linear).in_features
 
     def attention_mask(self, x: Tensor) -> Tensor | None:
-        """The last attention's mask (N, 1, h, w), 0 to 1; None without places (channel, se)."""
+        """The last attention's mask (N, 1, h, w), 0 to 1; None without places (channel, se).
+
+        The features are multiplied by it, or with the safe start by it plus one half.
+        """
         attention = dict(self.attention.items()).get(self.last_stage)
         if not hasattr(attention, "mask"):
             return None
@@ -601,8 +604,9 @@ def describe(model: EmotionNet) -> str:
 #     print(f"{attention:8} adds {sum(p.numel() for p in added):6,} parameters")
 
 # %% [markdown]
-# One drawn face through the net. The net has learned nothing, so its mask shows borders and
-# contrasts: a mask is what the net *uses*, and says nothing before training.
+# One drawn face through the net. The net has learned nothing, and its batch norms have seen no face
+# to scale by, so its mask shows borders and contrasts and may lie far from one half: a mask is what
+# the net *uses*, and says nothing before training.
 
 # %% tags=["active-ipynb"]
 # torch.manual_seed(0)

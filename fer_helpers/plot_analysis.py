@@ -243,7 +243,7 @@ def plot_residuals(
     result: Mapping,
     class_names: Sequence[str],
     *,
-    title: str = "Which confusions exceed chance?",
+    title: str = "Which confusions exceed chance? Residuals in sd; * is p < 0.05 after Holm",
     note: str = "",
 ) -> Figure:
     """Draw the standardized residuals of `chi_square`: over all answers, and among the errors.

@@ -98,6 +98,8 @@ def new_figure(
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, height), squeeze=False, FigureClass=NotebookFigure
     )
+    for ax in axes.flat:  # kept on the axes: ticks are placed again when a figure is saved
+        ax.tick_params(labelsize=STYLE["font.size"])
     if title:
         figure.suptitle(clean(title, 110), x=0.01, ha="left", fontsize=12, fontweight="bold")
     if note:

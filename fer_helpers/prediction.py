@@ -288,7 +288,7 @@ def predict_single_image(
         show: print the answer and every class, and show the figure where a notebook can.
         crop: "auto", "detect" or "none" (see above).
         min_confidence: probability (0 to 1) below which the answer is uncertain; None is the
-            checkpoint's, or 0.
+            checkpoint's, or 0.5.
         views: 1, or up to 10 for test-time augmentation.
         temperature: for the softmax; None is the checkpoint's, or 1.
         detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
@@ -386,7 +386,7 @@ def predict_images(
         class_names: the outputs' names in order; None is the checkpoint's.
         crop: "auto", "detect" or "none" (see above).
         min_confidence: probability (0 to 1) below which an answer is uncertain; None is the
-            checkpoint's, or 0.
+            checkpoint's, or 0.5.
         views: 1, or up to 10 for test-time augmentation.
         temperature: for the softmax; None is the checkpoint's, or 1.
         detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
@@ -403,8 +403,8 @@ def predict_images(
         read).
 
     Raises:
-        PredictionError: something that the model needs is missing or does not fit, or copies would
-            replace the pictures.
+        PredictionError: something that the model needs is missing or does not fit, or the copies
+            would stand beside the pictures.
         DetectorError: `detector` was given and is not usable.
     """
     from tqdm import tqdm
@@ -429,11 +429,11 @@ def predict_images(
             found = list(_rows(picture.name, answers, error=picture.image is None))
             if annotate_to is not None and picture.image is not None:
                 try:
-                    _save_annotated(picture, answers, annotate_to)
+                    said = _save_annotated(picture, answers, annotate_to)
                 except OSError as error:  # a full disk costs the copy, not the answers
-                    for row in found:
-                        said = f"annotated copy not written ({error.strerror or error})"
-                        row["note"] = "; ".join(filter(None, (row["note"], said)))
+                    said = f"annotated copy not written ({error.strerror or error})"
+                for row in found:
+                    row["note"] = "; ".join(filter(None, (row["note"], said)))
             rows.extend(found)
         waiting.clear()
 
@@ -459,7 +459,7 @@ def predict_images(
 
 
 def _keep_originals(named: Sequence[tuple[str, Any]], folder: Path) -> None:
-    """Refuse to write copies where a picture itself stands: they could take its name."""
+    """Refuse to write copies beside the pictures: they would be predicted, too, next time."""
     written = folder.resolve()
     for name, source in named:
         if not isinstance(source, str | os.PathLike):
@@ -467,8 +467,8 @@ def _keep_originals(named: Sequence[tuple[str, Any]], folder: Path) -> None:
         path = local_path(source)
         if path.is_file() and path.parent.resolve() == written:
             raise PredictionError(
-                f"{folder} holds pictures that are to be predicted (such as {name}), and a copy "
-                "could replace one: give the annotated copies a folder of their own."
+                f"{folder} holds pictures that are to be predicted (such as {name}), and copies "
+                "would be taken for more of them: give the annotated copies a folder of their own."
             )
 
 
@@ -546,8 +546,8 @@ def annotate(image: Any, predictions: Sequence[Prediction]) -> Image.Image:
     return picture
 
 
-def _save_annotated(picture: _Picture, answers: Sequence[Prediction], folder: Path) -> None:
-    """Write the annotated copy under a name that no file in the folder has."""
+def _save_annotated(picture: _Picture, answers: Sequence[Prediction], folder: Path) -> str:
+    """Write the annotated copy under a free name, and say which if it is not the picture's own."""
     stem = (
         re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(picture.name).stem).strip(". ")[-50:]
         or "picture"
@@ -559,6 +559,7 @@ def _save_annotated(picture: _Picture, answers: Sequence[Prediction], folder: Pa
     copy = annotate(picture.image, answers)
     copy.thumbnail((JPEG_MAX_SIDE, JPEG_MAX_SIDE))
     replace_file(path, functools.partial(copy.save, format="JPEG", quality=90))
+    return f"annotated copy: {path.name}" if number > 1 else ""
 
 
 # %% [markdown]

@@ -60,8 +60,8 @@ class Scored:
 
     @property
     def temperatures(self) -> dict[str, float]:
-        """The temperature for each number of views that was scored, as a model file keeps them."""
-        return {str(e["stamp"]["views"]): e["numbers"]["temperature"] for e in self.entries}
+        """The temperature for every number of views above 1, as a model file keeps them."""
+        return {str(e["stamp"]["views"]): e["numbers"]["temperature"] for e in self.entries[1:]}
 
 
 def describe_selection(selection: SelectionSet | None) -> str:

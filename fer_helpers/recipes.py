@@ -22,6 +22,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -321,15 +322,18 @@ class Parts:
 
 def missing_for_compile(device: torch.device) -> str:
     """What `torch.compile` would need and does not find here; "" where nothing is missing."""
-    names = ("cl",) if os.name == "nt" else ("cc", "gcc", "g++", "c++", "clang", "clang++")
-    if not (os.environ.get("CC") or os.environ.get("CXX") or any(map(shutil.which, names))):
-        return "a C compiler, and none is found here"
     if device.type != "cuda":
-        return ""
+        usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+        name = (os.environ.get("CXX") or usual).split()[0]
+        return "" if shutil.which(name) else f"the C++ compiler {name}, which is not found here"
     if importlib.util.find_spec("triton") is None:
         return "Triton, which is not installed here"
     if not torch.version.hip and torch.cuda.get_device_capability(device) < (7, 0):
         return "a GPU of compute capability 7.0 or later"
+    # Triton starts one; on Windows it brings its own.
+    found = os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang")))
+    if not found and sys.platform != "win32":
+        return "a C compiler (gcc or clang), which is not found here"
     return ""
 
 
@@ -342,11 +346,15 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
         vote_head = nn.Linear(model.num_features, phase.votes.shape[1]).to(phase.device)
     optimizer = make_optimizer(model, recipe, vote_head)
     average = None
+    if compile:
+        # One kernel a shape, whatever came before, so that a continued run meets the same; and room
+        # for every shape, since torch would go on without compiling after the eighth.
+        limit = max(torch._dynamo.config.recompile_limit, 64)
+        torch._dynamo.config.recompile_limit = limit
     if recipe.ema:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
     return Parts(
         model=model,
-        # With one kernel a shape: which batch came first must not decide what a later one meets.
         embed=torch.compile(model.embed, dynamic=False) if compile else model.embed,
         vote_head=vote_head,
         optimizer=optimizer,

@@ -66,7 +66,7 @@ def predict_video(
         every: look at every n-th frame only.
         max_frames: stop after so many frames were looked at; a webcam needs it.
         min_confidence: probability (0 to 1) below which an answer is uncertain; None is the
-            checkpoint's, or 0.
+            checkpoint's, or 0.5.
         temperature: for the softmax; None is the checkpoint's, or 1.
         detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
 

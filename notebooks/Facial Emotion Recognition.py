@@ -423,13 +423,16 @@ print(f"Training will take about {minutes:.0f} minutes here; faster: {faster}.")
 # %%
 machine = {
     "seed": config.seed, **where, "compile": config.compile,
-    "deadline": deadline, "commit": versions.code_version(), "extra": {"origin": run.origin},
+    "deadline": deadline, "commit": versions.code_version(),
+    "extra": {"origin": run.origin, "min_confidence": config.min_confidence},
 }  # fmt: skip
 timing = {}
 events = events_folder(run.folder / "tensorboard") if config.tensorboard else None
 
 # %% [markdown]
-# While a phase trains, a notebook that is open in front of you shows its curves growing.
+# While a phase trains, a notebook that is open in front of you shows its curves growing. Training
+# is measured on augmented faces by the loss that is learned (smoothed, weighted, mixed), selection
+# on plain faces by cross-entropy: compare each curve with itself, not one with the other.
 
 
 # %%
@@ -474,7 +477,7 @@ def keep_predictions(scores, temperature):
             probabilities=evaluation.softmax(score.logits, temperature), dataset=test.dataset,
             split=test.split, leak_free=test.leak_free,
         )  # fmt: skip
-    print(f"{sum(len(score.test) for score in scores):,} predictions in {path.name}.")
+    print(f"{sum(len(score.test) for score in scores):,} rows in {path.name} (every set its own).")
 
 
 # %%
@@ -532,6 +535,10 @@ if final == "fer2013" and phase2.history:
 # - *Views*: the mean over mirrored and slightly moved copies, always the same ones.
 # - *Leak-free*: without the test images that also stand in train.
 # - The interval says how far the accuracy would move with other images of the same kind.
+# - *Top-2*: the right answer is among the two likeliest. *Balanced accuracy* and *macro-F1* are
+#   means over classes, so that rare ones count as much; *kappa* is the accuracy beyond chance.
+# - *NLL*, *Brier* and *ECE* say how far its probabilities are off: lower is better. The temperature
+#   that corrects them was fitted on other images, so that it may also hurt a little.
 
 # %%
 splits = datasets[final]
@@ -694,13 +701,15 @@ if test_votes is not None and final == "fer2013":
     images = test.images([suspect["position"] for suspect in suspects])
     if suspects:
         show(plots.plot_suspects(images, suspects, note=about), "label-suspects")
+    else:
+        print("No label is disputed.")
 else:
     print("FERPLUS_VOTES names no table of votes.")
 
 # %% [markdown]
 # Where the network looked, on faces it got right and wrong. The *mask* is what its own attention
-# multiplied the features with. *Grad-CAM* (Selvaraju et al. 2017; an extra) shows the places that
-# spoke for its answer.
+# multiplied the features with (plus one half with `ATTENTION_SAFE_START`). *Grad-CAM* (Selvaraju et
+# al. 2017; an extra) shows the places that spoke for its answer.
 
 
 # %%

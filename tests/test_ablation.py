@@ -45,11 +45,14 @@ def test_the_slice_is_the_committed_one_and_has_no_twin_in_train():
 def test_differences_are_paired_by_seed_and_image(ablation):
     base = [result("base", 0, [1, 0, 0, 0]), result("base", 1, [1, 1, 0, 0])]
     arm = [result("SE", 0, [1, 1, 1, 0]), result("SE", 1, [1, 1, 1, 0]), result("SE", 7, [0] * 4)]
-    found = ablation.paired(base, arm, draws=500)
+    found = ablation.paired(base, arm)
     assert found["seeds"] == [0, 1]
     assert found["difference"] == pytest.approx((2 / 4 + 1 / 4) / 2)
-    low, high = found["interval"]
-    assert 0 <= low < found["difference"] < high <= 1
+    # By hand: seeds gain 1/2 and 1/4, images 0, 1/2, 1 and 0; t of one degree of freedom is 12.7062.
+    seeds, images = np.var([0.5, 0.25], ddof=1) / 2, np.var([0, 0.5, 1, 0], ddof=1) / 4
+    reach = 12.7062 * np.sqrt(seeds + images)
+    assert found["interval"] == pytest.approx([0.375 - reach, 0.375 + reach], rel=1e-4)
+    assert ablation.paired(base[:1], arm)["interval"] is None
     assert found["p_values"] == [pytest.approx(0.5), pytest.approx(1.0)]
 
 
@@ -58,7 +61,7 @@ def test_the_table_names_what_is_unfinished(ablation):
             result("SE", 0, [1, 1, 1, 0])]  # fmt: skip
     text = ablation.table(runs, ["base", "SE", "CBAM"], [0, 1])
     assert "| base | 0, 1 | 62.50 (17.68) | 2.0 |  |  |" in text
-    assert "| SE | 0 | 75.00 | 2.0 | +25.00 (" in text
+    assert "| SE | 0 | 75.00 | 2.0 | +25.00 | " in text
     assert text.endswith("Unfinished: SE (seed 1), CBAM (seed 0), CBAM (seed 1).")
 
 

@@ -113,6 +113,8 @@ def test_rare_classes_are_not_made_up_for_twice():
 def test_a_rise_that_no_schedule_makes_is_refused():
     (line,) = refused({"WARMUP": 0.1})
     assert line.startswith("WARMUP needs SCHEDULE 'cosine' or 'onecycle'")
+    (line,) = refused({"WARMUP": 0.1, "SCHEDULE": "cosin"})
+    assert line.startswith("SCHEDULE should be")
 
 
 def test_votes_are_learned_only_where_there_are_some():

@@ -237,6 +237,13 @@ def test_foreign_files_are_never_touched(tmp_path):
     with pytest.raises(FileExistsError, match=r"not drawn faces, such as holiday\.jpg: name a"):
         write_demo_faces(tmp_path)
     assert (tmp_path / "holiday.jpg").read_bytes() == b"mine"
+    with pytest.raises(FileExistsError, match=r"is a file: name a new or empty folder"):
+        write_demo_faces(tmp_path / "holiday.jpg")
+    assert (tmp_path / "holiday.jpg").read_bytes() == b"mine"
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".env").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"such as \.env"):
+        write_demo_faces(tmp_path / "hidden")
 
 
 def test_too_few_faces_is_refused(tmp_path):

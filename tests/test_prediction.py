@@ -280,7 +280,7 @@ def test_a_checkpoint_brings_everything(face, checkpoint):
 def test_several_views_have_a_temperature_of_their_own(face, checkpoint, tmp_path):
     loaded = load_model(checkpoint)
     path = tmp_path / "views.safetensors"
-    extra = {"temperatures": {"1": 2.0, "4": 3.0}}
+    extra = {"temperatures": {"1": 9.0, "4": 3.0}}  # of one view, the file's own counts
     save_model(path, loaded.model, NAMES, loaded.preprocess, temperature=2.0, extra=extra)
     for views, divisor in ((1, 2.0), (4, 3.0), (3, 2.0)):
         one = predict_single_image(face, path, show=False, views=views)

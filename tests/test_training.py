@@ -304,11 +304,14 @@ def test_what_cannot_be_compiled_is_known_beforehand(monkeypatch):
     monkeypatch.setattr(recipes.shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("CXX", raising=False)
-    assert "C compiler" in recipes.missing_for_compile(cpu)
-    monkeypatch.setattr(recipes.shutil, "which", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    assert recipes.missing_for_compile(cpu) == ""
+    monkeypatch.setattr(recipes.sys, "platform", "linux")
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "C++ compiler" in recipes.missing_for_compile(cpu)
+    assert "gcc or clang" in recipes.missing_for_compile(cuda)
+    monkeypatch.setattr(recipes.shutil, "which", lambda name: name)
+    assert recipes.missing_for_compile(cpu) == ""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     assert "7.0" in recipes.missing_for_compile(cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     for there in (None, object()):
@@ -320,13 +323,14 @@ def test_what_cannot_be_compiled_is_known_beforehand(monkeypatch):
 def test_a_compiled_network_trains_the_same(tmp_path, monkeypatch):
     """With torch's own operations behind the compiler, as far as that is quick to test."""
     given = {"epochs": 1, "votes": some_votes(), "vote_weight": 0.5}
+    monkeypatch.setattr(training, "missing_for_compile", lambda device: "")
     plain, _ = train(tmp_path / "plain", **given)
     calls, real = [], torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda what, **given: calls.append(what) or real(what, backend="eager")
+        torch, "compile", lambda what, **given: calls.append(given) or real(what, backend="eager")
     )
     compiled, _ = train(tmp_path / "compiled", compile=True, **given)
-    assert len(calls) == 1 and same_weights(plain, compiled)
+    assert calls == [{"dynamic": False}] and same_weights(plain, compiled)
 
 
 def test_a_step_reads_no_value_off_the_device():
