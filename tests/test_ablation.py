@@ -48,7 +48,7 @@ def test_differences_are_paired_by_seed_and_image(ablation):
     found = ablation.paired(base, arm)
     assert found["seeds"] == [0, 1]
     assert found["difference"] == pytest.approx((2 / 4 + 1 / 4) / 2)
-    # By hand: seeds gain 1/2 and 1/4, images 0, 1/2, 1 and 0; t of one degree of freedom is 12.7062.
+    # By hand: seeds gain 1/2 and 1/4, images 0, 1/2, 1 and 0; t for one degree of freedom.
     seeds, images = np.var([0.5, 0.25], ddof=1) / 2, np.var([0, 0.5, 1, 0], ddof=1) / 4
     reach = 12.7062 * np.sqrt(seeds + images)
     assert found["interval"] == pytest.approx([0.375 - reach, 0.375 + reach], rel=1e-4)
