@@ -29,7 +29,7 @@ from scipy import stats
 
 from fer_helpers.augment import Augment
 from fer_helpers.config import Config
-from fer_helpers.data import SelectionSet, Splits, TrainSet, load_affectnet, load_fer2013
+from fer_helpers.data import load_affectnet, load_fer2013
 from fer_helpers.data_check import clean_train
 from fer_helpers.evaluation import mcnemar, seeds_summary
 from fer_helpers.ferplus import read_ferplus_votes, vote_shares
@@ -37,7 +37,7 @@ from fer_helpers.files import replace_file
 from fer_helpers.inference import pick_device, pick_precision, predict_logits
 from fer_helpers.models import build_model, swap_head
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.splits import slice_positions
+from fer_helpers.splits import SelectionSet, Splits, TrainSet, slice_positions
 from fer_helpers.training import train_phase
 from fer_helpers.versions import code_version
 

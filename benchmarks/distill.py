@@ -34,7 +34,6 @@ from ablation import ROOT, named_values, read_fer, votes_of
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model, weights_hash
 from fer_helpers.config import Config
-from fer_helpers.data import SelectionSet, Splits, TrainSet
 from fer_helpers.evaluation import compare, evaluate, reliability, softmax
 from fer_helpers.files import replace_file
 from fer_helpers.inference import pick_device, pick_precision, predict_logits
@@ -44,6 +43,7 @@ from fer_helpers.plot_style import savefig
 from fer_helpers.plots import plot_confusion, plot_history
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import Scored, balance, points_table, score_table, score_tests
+from fer_helpers.splits import SelectionSet, Splits, TrainSet
 from fer_helpers.training import PhaseResult, train_phase
 from fer_helpers.versions import code_version
 

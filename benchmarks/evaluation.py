@@ -22,8 +22,9 @@ from threadpoolctl import threadpool_limits
 from fer_helpers import evaluation, exploration, plots, protocol, records, runs
 from fer_helpers.corruptions import fixed_sample, robustness
 from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table
-from fer_helpers.data import FER_CLASSES, SelectionSet, Splits, TestSet, TrainSet
+from fer_helpers.layouts import FER_CLASSES
 from fer_helpers.model_card import model_card
+from fer_helpers.splits import SelectionSet, Splits, TestSet, TrainSet
 
 SHARES = np.array([958, 111, 1024, 1774, 1233, 1247, 831]) / 7178  # of FER2013's test folder
 SIDE = 48
@@ -141,8 +142,8 @@ class Explorer:
         votes = self.chance.multinomial(10, self.probabilities)
         given = (self.test.labels, votes, FER_CLASSES, FER_CLASSES)
         with timed("label suspects"):
-            evaluation.votes_text(evaluation.vote_agreement(self.predicted, *given))
-            found = evaluation.label_suspects(self.probabilities, *given)
+            exploration.votes_text(exploration.vote_agreement(self.predicted, *given))
+            found = exploration.label_suspects(self.probabilities, *given)
             images = self.test.images([suspect["position"] for suspect in found])
             figure = plots.plot_suspects(images, found, **self.note)
         self.show("suspects", figure)
@@ -184,7 +185,7 @@ class Explorer:
         labels = self.test.labels[fixed]
         features = self.chance.normal(size=(len(fixed), 512)) + 3 * np.eye(512)[labels]
         with timed("t-SNE of 1,000 faces"):
-            points, _ = exploration.embedding_map(features)
+            points = exploration.embedding_map(features)
         for name, highlight in {"embedding": (), "pair": FER_CLASSES[:2]}.items():
             with timed("embedding maps"):
                 more = {"highlight": highlight, **self.note}

@@ -19,7 +19,8 @@ from scipy import optimize, special
 
 from fer_helpers.confusions import check_labels, confusion_matrix, confusion_scores
 
-CALIBRATION_BINS = 15
+BINS = 15
+SIMULATIONS = 1000
 
 
 # %%
@@ -157,19 +158,12 @@ def fit_tau(logits: np.ndarray, labels: np.ndarray, prior: np.ndarray) -> float:
 
 
 # %%
-def reliability(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    *,
-    bins: int = CALIBRATION_BINS,
-    simulations: int = 1000,
-    seed: int = 0,
-) -> dict:
+def reliability(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict:
     """Return the expected calibration error and what stands behind it, per confidence bin.
 
-    Bins are (low, high] of equal width over the highest probability of each image. Keys: `ece`
-    (0..1), `ece_calibrated_range` [2.5 %, 97.5 %] of the ECE when the labels are drawn from the
-    probabilities themselves, and the lists (one value per bin) `edges` (bins + 1), `count`,
+    The 15 bins are (low, high] of equal width over the highest probability of each image. Keys:
+    `ece` (0..1), `ece_calibrated_range` [2.5 %, 97.5 %] of the ECE when labels are drawn from the
+    probabilities themselves, and the lists (one value per bin) `edges` (16), `count`,
     `confidence`, `accuracy`, `low`, `high` (where the accuracy of a calibrated model would lie
     with 95 %); the last four are None in an empty bin. Source: Guo et al. 2017, section 2
     (https://arxiv.org/abs/1706.04599).
@@ -177,21 +171,21 @@ def reliability(
     probabilities, labels = check_probabilities(probabilities, labels)
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, bins + 1)
+    edges = np.linspace(0, 1, BINS + 1)
     where = np.searchsorted(edges[1:-1], confidence, side="left")
-    count = np.bincount(where, minlength=bins)
-    hoped = np.bincount(where, confidence, minlength=bins)
-    hits = np.bincount(where, correct, minlength=bins)
+    count = np.bincount(where, minlength=BINS)
+    hoped = np.bincount(where, confidence, minlength=BINS)
+    hits = np.bincount(where, correct, minlength=BINS)
 
     # Only "was the predicted class drawn?" matters, and its probability is the confidence itself.
     generator = np.random.default_rng(seed)
     order = np.argsort(where, kind="stable")
     filled = np.flatnonzero(count)
     starts = np.concatenate([[0], np.cumsum(count[filled])[:-1]])
-    drawn_hits = np.zeros((simulations, bins))
-    for first in range(0, simulations, 100):
-        rows = slice(first, min(first + 100, simulations))
-        drawn = generator.random((rows.stop - first, len(labels)), dtype=np.float32)
+    drawn_hits = np.zeros((SIMULATIONS, BINS))
+    for first in range(0, SIMULATIONS, 100):
+        rows = slice(first, first + 100)
+        drawn = generator.random((100, len(labels)), dtype=np.float32)
         drawn_hits[rows, filled] = np.add.reduceat(
             drawn < confidence[order].astype(np.float32), starts, axis=1, dtype=np.float64
         )

@@ -35,7 +35,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fer_helpers.confusions import holm
 from fer_helpers.evaluation import evaluate, mcnemar, seeds_summary, softmax
-from fer_helpers.plots import PALETTE, as_percent, clean, in_style, new_figure
+from fer_helpers.plot_style import PALETTE, as_percent, clean, in_style, new_figure
 from fer_helpers.records import scored, stamp, write_history, write_metrics, write_predictions
 from fer_helpers.runs import STATE, Run, RunError, open_run
 
@@ -280,13 +280,13 @@ def mcnemar_pairs(records: Sequence[RunRecord], dataset: str, split: str) -> pd.
     return table
 
 
-def mcnemar_matrix(pairs: pd.DataFrame, value: str = "p_holm") -> pd.DataFrame:
-    """Turn the lines of `mcnemar_pairs` into a square table, symmetric, empty on its diagonal."""
+def mcnemar_matrix(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Turn `p_holm` of `mcnemar_pairs` into a square table, symmetric, empty on its diagonal."""
     names = list(dict.fromkeys([*pairs["run_a"], *pairs["run_b"]]))
     matrix = pd.DataFrame(np.nan, index=names, columns=names)
     for pair in pairs.to_dict("records"):
-        matrix.loc[pair["run_a"], pair["run_b"]] = pair[value]
-        matrix.loc[pair["run_b"], pair["run_a"]] = pair[value]
+        matrix.loc[pair["run_a"], pair["run_b"]] = pair["p_holm"]
+        matrix.loc[pair["run_b"], pair["run_a"]] = pair["p_holm"]
     return matrix
 
 
@@ -375,15 +375,16 @@ def _origin(origins: Iterable[str]) -> str:
 
 # %%
 def write_made_up_run(
-    output_dir: str | Path, name: str, *, seed: int = 0, skill: float = 2.5, n: int = 300
+    output_dir: str | Path, name: str, *, seed: int = 0, skill: float = 2.5
 ) -> Run:
     """Write a run folder in which no model was trained: every number is made up.
 
-    For the demo and for the tests. All its runs are about the same `n` made-up pictures, some of
+    For the demo and for the tests. All its runs are about the same 300 made-up pictures, some of
     them harder than others for everybody; `skill` moves the accuracy.
     """
     classes = ("Anger", "Happy", "Sad", "Surprise")
     shared, own = np.random.default_rng(0), np.random.default_rng(seed + 1)
+    n = 300
     labels = shared.integers(len(classes), size=n)
     hard = shared.normal(size=(n, len(classes)))
     logits = skill * np.eye(len(classes))[labels] + hard + own.normal(size=hard.shape)

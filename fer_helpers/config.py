@@ -30,10 +30,13 @@ from fer_helpers.layouts import (
     holds_class_folders,
     holds_split_folders,
     local_path,
+    nearest_folder,
 )
 
 DRAWN = "drawn"
 """The value of the three data folders that asks for the embedded drawn faces."""
+
+DEMO_FILE = Path(__file__).parents[1] / "params" / "demo.yaml"
 
 DATA_FOLDERS = ("affectnet_dir", "fer_train_dir", "fer_test_dir")
 
@@ -354,19 +357,11 @@ class Config(BaseModel):
 
     def model_kwargs(self) -> dict[str, Any]:
         """Arguments of `models.build_model`, except the number of classes."""
-        return {
-            "backbone": self.backbone,
-            "pretrained": self.pretrained,
-            "attention": self.attention,
-            "attention_place": self.attention_place,
-            "attention_safe_start": self.attention_safe_start,
-            "stem": self.stem,
-            "width": self.width,
-            "channels": self.input_channels,
-            "dropout": self.dropout,
-            "head_hidden": self.head_hidden,
-            "head_dropout": self.head_dropout,
-        }
+        same = (
+            "backbone", "pretrained", "attention", "attention_place", "attention_safe_start",
+            "stem", "width", "dropout", "head_hidden", "head_dropout",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in same} | {"channels": self.input_channels}
 
     def augment_kwargs(self, phase: Literal["affectnet", "fer2013"]) -> dict[str, Any]:
         """Arguments of `augment.Augment` for one phase."""
@@ -456,7 +451,7 @@ def on_kaggle() -> bool:
     return "KAGGLE_KERNEL_RUN_TYPE" in os.environ
 
 
-def settle_data(config: Config, demo_file: str | Path | None = None) -> tuple[Config, str]:
+def settle_data(config: Config) -> tuple[Config, str]:
     """Decide what the run trains on when the folders are not where the parameters say.
 
     If all folders are still the defaults, none exists and we are not on Kaggle, the values of
@@ -474,7 +469,7 @@ def settle_data(config: Config, demo_file: str | Path | None = None) -> tuple[Co
     defaults = Config()
     untouched = all(getattr(config, n) == getattr(defaults, n) for n in DATA_FOLDERS)
     if untouched and len(missing) == len(DATA_FOLDERS) and not on_kaggle():
-        return _demo(config, defaults, demo_file)
+        return _demo(config, defaults)
     _refuse_missing(config, missing)
     return config, ""
 
@@ -491,14 +486,13 @@ def _is_there(name: str, path: str) -> bool:
     return True
 
 
-def _demo(config: Config, defaults: Config, demo_file: str | Path | None) -> tuple[Config, str]:
-    path = Path(demo_file or Path(__file__).parents[1] / "params" / "demo.yaml")
-    if not path.exists():
+def _demo(config: Config, defaults: Config) -> tuple[Config, str]:
+    if not DEMO_FILE.exists():
         raise ConfigError(
             "No data at the default paths, and the drawn faces' parameters (params/demo.yaml) are "
             "not here either: set AFFECTNET_DIR, FER_TRAIN_DIR and FER_TEST_DIR."
         )
-    demo = Config.from_yaml(path)
+    demo = Config.from_yaml(DEMO_FILE)
     new = {
         name: getattr(demo, name)
         for name in Config.model_fields
@@ -535,7 +529,7 @@ def _refuse_missing(config: Config, missing: list[str]) -> None:
         todo = f"attach {' and '.join(wanted)} with 'Add Input' at the right of the notebook"
     else:
         nearest = "; ".join(
-            f"the nearest folder of {name.upper()} that exists is {_nearest(getattr(config, name))}"
+            f"{name.upper()}: {nearest_folder(local_path(getattr(config, name)).absolute())}"
             for name in missing
         )
         todo = f"{nearest}; set the parameter to where the data lies"
@@ -544,9 +538,3 @@ def _refuse_missing(config: Config, missing: list[str]) -> None:
     if config.phases == "both" and "affectnet_dir" not in missing:
         todo += ", or run the other phase alone with PHASES 'affectnet'"
     raise ConfigError(f"{places} {verb} not exist: {todo}.")
-
-
-def _nearest(path: str) -> Path:
-    """The longest part of `path` that exists."""
-    full = local_path(path).absolute()
-    return next(parent for parent in (full, *full.parents) if parent.exists())

@@ -188,13 +188,7 @@ def top_confusions(
 
 
 # %%
-def chi_square(
-    confusion: np.ndarray,
-    class_names: Sequence[str],
-    high: float = 0.15,
-    weak: float = 0.50,
-    weak_target: float = 0.05,
-) -> dict:
+def chi_square(confusion: np.ndarray, class_names: Sequence[str]) -> dict:
     """Test truth against prediction, cell by cell, and list the original notebook's confusions.
 
     Classes that are never true (empty row) or never predicted (empty column) are dropped and named
@@ -207,8 +201,8 @@ def chi_square(
       Holm-corrected over all cells. `exceeding`: the off-diagonal cells above chance with
       p_adjusted < 0.05. `small_expected`: cells with fewer than 5 expected, where that is rough.
     - among_errors: the same question asked of the wrong answers alone (see `error_residuals`).
-    - high_confusions: row share above `high`; weak_classes: recall below `weak`, with up to three
-      targets above `weak_target`.
+    - high_confusions: row share above 0.15; weak_classes: recall below 0.5, with up to three
+      targets above 0.05.
 
     Sources: Agresti 2013, "Categorical Data Analysis", sections 3.2-3.3; Holm 1979, "A simple
     sequentially rejective multiple test procedure".
@@ -254,7 +248,7 @@ def chi_square(
     result["note"] = "; ".join(notes)
     result.update(_cell_tests(confusion, expected, residuals, names))
     result["among_errors"] = error_residuals(confusion, names)
-    result["high_confusions"] = top_confusions(confusion, names, k=len(names) ** 2, above=high)
+    result["high_confusions"] = top_confusions(confusion, names, k=len(names) ** 2, above=0.15)
     recall = class_scores(confusion)["recall"]
     result["weak_classes"] = [
         {
@@ -263,12 +257,12 @@ def chi_square(
             "support": int(confusion[k].sum()),
             "targets": [
                 {"prediction": cell["prediction"], "share": cell["share"], "count": cell["count"]}
-                for cell in top_confusions(confusion, names, k=len(names) ** 2, above=weak_target)
+                for cell in top_confusions(confusion, names, k=len(names) ** 2, above=0.05)
                 if cell["truth"] == names[k]
             ][:3],
         }
         for k in rows
-        if recall[k] < weak
+        if recall[k] < 0.5
     ]
     return result
 

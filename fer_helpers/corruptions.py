@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -43,7 +43,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 # %%
-def corrupt(images: np.ndarray, name: str, severity: int, *, seed: int = 0) -> np.ndarray:
+def corrupt(images: np.ndarray, name: str, severity: int) -> np.ndarray:
     """Return uint8 (N, H, W, C) spoiled copies of uint8 faces (N, H, W, C with C 1 or 3).
 
     `name` is one of `CORRUPTIONS`, `severity` is 1 (slight) to 5 (severe). The same arguments give
@@ -61,7 +61,7 @@ def corrupt(images: np.ndarray, name: str, severity: int, *, seed: int = 0) -> n
             f"{', '.join(CORRUPTIONS)} and 1 to 5."
         )
     level = LEVELS[name][severity - 1]
-    generator = np.random.default_rng([seed, CORRUPTIONS.index(name), severity])
+    generator = np.random.default_rng([0, CORRUPTIONS.index(name), severity])
     if name == "jpeg":
         return np.stack([_jpeg(image, int(level)) for image in images]) if len(images) else images
     return {
@@ -131,19 +131,14 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 # %%
-def fixed_sample(size: int, count: int = 1000) -> np.ndarray:
-    """Return `count` positions out of 0..size-1, sorted int64, the same for every run and seed."""
-    return np.sort(np.random.default_rng(0).permutation(size)[:count])
+def fixed_sample(size: int) -> np.ndarray:
+    """Return up to 1,000 positions out of 0..size-1, sorted int64, the same for every run."""
+    return np.sort(np.random.default_rng(0).permutation(size)[:1000])
 
 
 # %%
 def robustness(
-    predict: Callable[[np.ndarray], np.ndarray],
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    corruptions: Sequence[str] = CORRUPTIONS,
-    seed: int = 0,
+    predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, labels: np.ndarray
 ) -> dict[str, list[float]]:
     """Return {corruption: accuracy (0..1) at severity 0 (untouched) to 5}.
 
@@ -159,8 +154,8 @@ def robustness(
 
     clean = accuracy(images)
     return {
-        name: [clean, *(accuracy(corrupt(images, name, s, seed=seed)) for s in SEVERITIES)]
-        for name in corruptions
+        name: [clean, *(accuracy(corrupt(images, name, s)) for s in SEVERITIES)]
+        for name in CORRUPTIONS
     }
 
 

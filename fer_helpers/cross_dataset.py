@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fer_helpers.data import TestSet, load_faces
+from fer_helpers.data import load_faces
 from fer_helpers.evaluation import evaluate
 from fer_helpers.runs import RunError
+from fer_helpers.splits import TestSet
 
 
 def why_seen(faces: Any, used: Sequence[Any]) -> str:

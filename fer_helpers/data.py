@@ -33,12 +33,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.layouts import (
     AFFECTNET_CLASSES,
-    EMOTIONS,
     FER_CLASSES,
     SPLIT_FOLDERS,
     DataError,
     Listing,
-    canonical_emotion,
     find_dataset,
     holds_class_folders,
     list_class_folders,
@@ -47,26 +45,7 @@ from fer_helpers.layouts import (
 )
 from fer_helpers.neighbors import LAYOUTS, Recognized, lister, recognize, subjects
 from fer_helpers.reading import DRAWN_MARKER, Reader, as_test
-from fer_helpers.splits import FaceSet, SelectionSet, Splits, TestSet, TrainSet, slice_positions
-
-__all__ = [
-    "AFFECTNET_CLASSES",
-    "EMOTIONS",
-    "FER_CLASSES",
-    "LAYOUTS",
-    "DataError",
-    "FaceSet",
-    "SelectionSet",
-    "Splits",
-    "TestSet",
-    "TrainSet",
-    "canonical_emotion",
-    "find_dataset",
-    "load_affectnet",
-    "load_faces",
-    "load_fer2013",
-    "train_class_weights",
-]
+from fer_helpers.splits import FaceSet, Splits, TestSet, slice_positions
 
 # %% [markdown]
 # ## AffectNet
@@ -476,18 +455,15 @@ def _union(parts: Sequence[FaceSet]) -> FaceSet:
 
 
 # %%
-def train_class_weights(
-    labels: np.ndarray, num_classes: int, kind: str = "balanced", beta: float = 0.999
-) -> np.ndarray:
+def train_class_weights(labels: np.ndarray, num_classes: int, kind: str = "balanced") -> np.ndarray:
     """Weights for the loss, one per class.
 
     Args:
         labels: int64 (N,), 0..num_classes - 1.
         num_classes: number of classes K.
         kind: "balanced" is N / (K n_c) (scikit-learn's `compute_class_weight`); "effective" is
-            (1 - beta) / (1 - beta**n_c), scaled to mean 1 (Cui et al. 2019, "Class-balanced loss
+            (1 - 0.999) / (1 - 0.999**n_c), scaled to mean 1 (Cui et al. 2019, "Class-balanced loss
             based on effective number of samples"); "none" is 1.
-        beta: for "effective", 0..1: nearer to 1 weighs rare classes more.
 
     Returns:
         float64 (K,). A class without a face gets weight 0.
@@ -507,7 +483,7 @@ def train_class_weights(
     elif kind == "balanced":
         weights[present] = compute_class_weight("balanced", classes=present, y=labels)
     else:
-        weights[present] = (1 - beta) / (1 - beta ** counts[present])
+        weights[present] = (1 - 0.999) / (1 - 0.999 ** counts[present])
         weights[present] /= weights[present].mean()
     return weights
 

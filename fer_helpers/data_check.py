@@ -31,7 +31,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats.contingency import association
 
-from fer_helpers.data import DataError, FaceSet, Splits
+from fer_helpers.layouts import DataError
+from fer_helpers.splits import FaceSet, Splits
 
 # %% [markdown]
 # ## What should be there
@@ -100,11 +101,11 @@ def _area_weights(size: int, reduced: int) -> np.ndarray:
     return (np.clip(overlap, 0, None) / (high - low)).astype(np.float32)
 
 
-def _unit(images: np.ndarray, side: int | None) -> np.ndarray:
+def _unit(images: np.ndarray, rough: bool) -> np.ndarray:
     """Grey images (n, H, W, C) as float32 rows of mean 0 and length 1 (0 for blank images)."""
     grey = images.mean(axis=-1, dtype=np.float32)
-    if side is not None:
-        rows, columns = (_area_weights(size, min(side, size)) for size in grey.shape[1:])
+    if rough:
+        rows, columns = (_area_weights(size, min(16, size)) for size in grey.shape[1:])
         grey = rows @ grey @ columns.T
     flat = grey.reshape(len(grey), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
@@ -113,15 +114,14 @@ def _unit(images: np.ndarray, side: int | None) -> np.ndarray:
 
 
 def near_twins(
-    sets: Iterable[FaceSet], threshold: float = 0.99, side: int = 16, block: int = 2048
+    sets: Iterable[FaceSet], threshold: float = 0.99, block: int = 2048
 ) -> tuple[np.ndarray, np.ndarray]:
     """All pairs of faces whose pixels correlate, exact twins among them.
 
     Args:
         sets: faces, all of one stored size; counted on from one set to the next.
-        threshold: smallest Pearson correlation of the grey pixels that counts, 0..1.
-        side: height and width of the first, rough comparison in pixels. Pairs that fall short
-            by more than 0.02 there are not looked at again.
+        threshold: smallest Pearson correlation of the grey pixels that counts, 0..1. Pairs that
+            fall short by more than 0.02 in the rough comparison are not looked at again.
         block: faces compared at once; bounds memory to `block` squared.
 
     Returns:
@@ -131,7 +131,7 @@ def near_twins(
     starts = np.cumsum([0, *(len(faces) for faces in sets)])
     rough = np.concatenate(
         [
-            _unit(faces.images(slice(start, start + block)), side)
+            _unit(faces.images(slice(start, start + block)), rough=True)
             for faces in sets
             for start in range(0, len(faces), block)
         ]
@@ -159,7 +159,7 @@ def _correlation(sets: list[FaceSet], starts: np.ndarray, pairs: np.ndarray) -> 
         images = np.empty((len(column), *sets[0].pixels.shape[1:]), np.uint8)
         for k in np.unique(owner):
             images[owner == k] = sets[k].images(column[owner == k] - starts[k])
-        full.append(_unit(images, None))
+        full.append(_unit(images, rough=False))
     return np.einsum("ij,ij->i", *full)
 
 
@@ -177,18 +177,17 @@ def file_family(file: str) -> str:
     return re.split(r"[\d\W_]", name, maxsplit=1)[0].lower() or "(number)"
 
 
-def class_clues(table: pd.DataFrame, split: str = "train") -> pd.DataFrame:
-    """How much file name, suffix, and mode and size say about the class in one split.
+def class_clues(table: pd.DataFrame) -> pd.DataFrame:
+    """How much file name, suffix, and mode and size say about the class in train.
 
     Args:
         table: from `face_table`.
-        split: which split to look at.
 
     Returns:
         One row per clue with more than one value: `clue`, `cramers_v` (0..1), `values` (how
         often each occurs) and `example` (the value most lopsided towards a class).
     """
-    faces = table[table["split"] == split]
+    faces = table[table["split"] == "train"]
     clues = {
         "file name family": faces["file"].map(file_family),
         "file suffix": faces["file"].str.rsplit(".", n=1).str[-1].str.lower(),
@@ -235,7 +234,6 @@ class DataReport:
         blanks: every face that shows nothing: `split`, `emotion`, `file`, `pixel_hash`.
         near: pairs that correlate and are not exact twins: `correlation`, then `split`,
             `emotion`, `file` of both with suffixes `_a` and `_b`.
-        clues: from `class_clues`, for train.
     """
 
     findings: pd.DataFrame
@@ -243,7 +241,6 @@ class DataReport:
     twins: pd.DataFrame
     blanks: pd.DataFrame
     near: pd.DataFrame
-    clues: pd.DataFrame
 
     def __str__(self) -> str:
         """The findings as aligned plain text."""
@@ -276,17 +273,17 @@ def find_blanks(splits: Splits, table: pd.DataFrame) -> pd.DataFrame:
     return table[blank].reset_index(drop=True)
 
 
-def is_blank(faces: FaceSet, spread: int = 8, chunk: int = 4096) -> np.ndarray:
-    """Which faces show nothing: their brightest pixel is at most `spread` above their darkest.
+def is_blank(faces: FaceSet) -> np.ndarray:
+    """Which faces show nothing: their brightest pixel is at most 8 above their darkest.
 
     A little spread is allowed because JPEG may have added it. Returns bool (N,).
     """
-    blank = np.zeros(len(faces), bool)
-    for start in range(0, len(faces), chunk):
-        images = faces.images(slice(start, start + chunk))
+    blank = [np.zeros(0, bool)]
+    for start in range(0, len(faces), 4096):
+        images = faces.images(slice(start, start + 4096))
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
-        blank[start : start + chunk] = (high - low <= spread).all(axis=1)
-    return blank
+        blank.append((high - low <= 8).all(axis=1))
+    return np.concatenate(blank)
 
 
 def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
@@ -302,7 +299,6 @@ def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
     order = [name for name in dict.fromkeys(table["split"])]
     counts = counts.reindex(splits.train.class_names)[order]
     pairs = _near_table(splits, table, near)
-    clues = class_clues(table)
     rows = [
         *_count_findings(splits, counts),
         _finding("modes and sizes", _tally(table["native"])),
@@ -311,7 +307,7 @@ def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
         *_twin_findings(table, twins, order),
         *_near_findings(splits, pairs, near),
         _name_finding(table),
-        *_clue_findings(clues),
+        *_clue_findings(class_clues(table)),
     ]
     columns = ["check", "found", "expected", "advice"]
     report = pd.DataFrame(rows, columns=columns)
@@ -322,7 +318,6 @@ def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
         twins=twins[["group", *keep, "conflict"]],
         blanks=blanks[keep],
         near=pairs,
-        clues=clues,
     )
 
 

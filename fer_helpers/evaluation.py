@@ -42,18 +42,8 @@ from fer_helpers.confusions import (
     report_text,
     top_confusions,
 )
-from fer_helpers.exploration import (
-    embedding_map,
-    label_suspects,
-    pick_faces,
-    precision_recall,
-    slices,
-    slices_text,
-    vote_agreement,
-    votes_text,
-)
 
-# One address for everything that turns arrays into numbers, wherever it is written.
+# One address for every number about a model's answers, wherever it is written.
 __all__ = [
     "abstain_threshold",
     "answered_above",
@@ -64,26 +54,18 @@ __all__ = [
     "compare",
     "confusion_matrix",
     "confusion_scores",
-    "embedding_map",
     "evaluate",
     "fit_tau",
     "fit_temperature",
-    "label_suspects",
     "logit_adjust",
     "mcnemar",
-    "pick_faces",
-    "precision_recall",
     "reliability",
     "report_text",
     "risk_coverage",
     "scores_text",
     "seeds_summary",
-    "slices",
-    "slices_text",
     "softmax",
     "top_confusions",
-    "vote_agreement",
-    "votes_text",
 ]
 
 # %% [markdown]
@@ -94,9 +76,9 @@ __all__ = [
 
 # %%
 def bootstrap_intervals(
-    confusion: np.ndarray, *, repeats: int = 10_000, seed: int = 0, level: float = 0.95
+    confusion: np.ndarray, *, repeats: int = 10_000, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Return percentile intervals [low, high] of the four `confusion_scores`.
+    """Return 95 % percentile intervals [low, high] of the four `confusion_scores`.
 
     Drawing N images with replacement is the same as drawing the K x K counts from a multinomial
     distribution, so no image is touched. Source: Efron and Tibshirani 1993, chapter 13.
@@ -105,12 +87,11 @@ def bootstrap_intervals(
     total = int(confusion.sum())
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(total, confusion.ravel() / total, size=repeats)
-    return _intervals(confusion_scores(drawn.reshape(repeats, *confusion.shape)), level)
+    return _intervals(confusion_scores(drawn.reshape(repeats, *confusion.shape)))
 
 
-def _intervals(values: Mapping[str, np.ndarray], level: float) -> dict[str, list[float]]:
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    return {name: np.quantile(drawn, tails).tolist() for name, drawn in values.items()}
+def _intervals(values: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: np.quantile(drawn, [0.025, 0.975]).tolist() for name, drawn in values.items()}
 
 
 def _probability_scores(
@@ -313,7 +294,7 @@ def compare(
     scores_a, scores_b = confusion_scores(confusion_a), confusion_scores(confusion_b)
     drawn_a = confusion_scores((drawn @ to_a).reshape(shape))
     drawn_b = confusion_scores((drawn @ to_b).reshape(shape))
-    spread = _intervals({name: drawn_a[name] - drawn_b[name] for name in scores_a}, 0.95)
+    spread = _intervals({name: drawn_a[name] - drawn_b[name] for name in scores_a})
     result: dict = {
         name: {"difference": float(scores_a[name] - scores_b[name]), "interval": spread[name]}
         for name in scores_a

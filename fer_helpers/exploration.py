@@ -40,13 +40,10 @@ def pick_faces(
     *,
     truth: int | None = None,
     prediction: int | None = None,
-    low: float = 0.0,
-    high: float = 1.0,
-    count: int = 6,
     how: str = "random",
     seed: int = 0,
 ) -> np.ndarray:
-    """Return up to `count` positions, int64, of faces with confidence in low..high (0..1).
+    """Return the positions, int64, of up to six faces.
 
     With neither `truth` nor `prediction` (class numbers) only mistakes are chosen; with either, all
     faces of that cell, row or column. `how`: "random" (seeded, in file order) or "confident" (most
@@ -56,17 +53,17 @@ def pick_faces(
     if how not in ("random", "confident"):
         raise ValueError(f"how is {how!r}, but it must be 'random' or 'confident'.")
     confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
-    chosen = (confidence >= low) & (confidence <= high)
+    chosen = np.ones(len(labels), dtype=bool)
     if truth is None and prediction is None:
-        chosen &= predicted != labels
+        chosen = predicted != labels
     if truth is not None:
         chosen &= labels == truth
     if prediction is not None:
         chosen &= predicted == prediction
     found = np.flatnonzero(chosen)
     if how == "confident":
-        return found[np.argsort(-confidence[found], kind="stable")[:count]]
-    return np.sort(np.random.default_rng(seed).permutation(found)[:count])
+        return found[np.argsort(-confidence[found], kind="stable")[:6]]
+    return np.sort(np.random.default_rng(seed).permutation(found)[:6])
 
 
 # %% [markdown]
@@ -115,9 +112,7 @@ def sharpness(images: Iterable[np.ndarray]) -> np.ndarray:
 
 
 # %%
-def accuracy_by_third(
-    correct: np.ndarray, values: np.ndarray, names: Sequence[str] = ("low", "middle", "high")
-) -> list[dict]:
+def accuracy_by_third(correct: np.ndarray, values: np.ndarray) -> list[dict]:
     """Return the accuracy of the faces with low, middle and high `values`, both (N,).
 
     Each part is {name, n, low, high (of its values), accuracy (0..1), accuracy_interval (95 %,
@@ -135,7 +130,7 @@ def accuracy_by_third(
         interval = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
         parts.append(
             {
-                "name": names[k],
+                "name": ("low", "middle", "high")[k],
                 "n": len(right),
                 "low": float(inside.min()),
                 "high": float(inside.max()),
@@ -189,13 +184,11 @@ def slice_name(row: Mapping) -> str:
 
 
 # %%
-def embedding_map(
-    features: np.ndarray, *, limit: int = 1000, perplexity: float = 30.0, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return t-SNE points float32 (n, 2) and the positions int64 (n,) of the features (N, F) shown.
+def embedding_map(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Return t-SNE points float32 (N, 2) of features (N, F).
 
-    At most `limit` faces are laid out (a fixed random choice), because time grows with their
-    number. Source: van der Maaten and Hinton 2008, through scikit-learn.
+    Time grows with their number: a thousand take some seconds. Source: van der Maaten and Hinton
+    2008, through scikit-learn.
     """
     features = np.asarray(features, dtype=np.float32)
     if features.ndim != 2 or len(features) < 5 or not np.isfinite(features).all():
@@ -203,18 +196,16 @@ def embedding_map(
             f"features have shape {features.shape}, but at least 5 rows of finite numbers (N, F) "
             "are needed."
         )
-    shown = np.sort(np.random.default_rng(seed).permutation(len(features))[:limit])
-    features = features[shown]
     # A dead network's features are all alike and have no principal component, those of a diverged
     # one overflow when squared. From the NaN of either, scikit-learn would crash the interpreter.
     start = "pca" if features.shape[1] > 1 and np.ptp(features, axis=0).any() else "random"
     features = features / max(1, np.abs(features).max() / 1e6)
-    perplexity = min(perplexity, (len(shown) - 1) / 3)
+    perplexity = min(30, (len(features) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init=start, random_state=seed)
     # Threads add up in another order, so the map would depend on how many a machine has. And where
     # others compute too they wait for each other most of the time.
     with threadpool_limits(1):
-        return tsne.fit_transform(features), shown
+        return tsne.fit_transform(features)
 
 
 # %% [markdown]
@@ -285,10 +276,8 @@ def label_suspects(
     votes: np.ndarray,
     vote_names: Sequence[str],
     class_names: Sequence[str],
-    *,
-    count: int = 12,
 ) -> list[dict]:
-    """Return the faces whose label people dispute most, worst first.
+    """Return the twelve faces, or fewer, whose label people dispute most, worst first.
 
     A suspect is a face whose winning vote is not its label, ordered by how far the winner leads
     the label, then by the model's probability for the winner. Each is {position, label, votes_say,
@@ -316,7 +305,7 @@ def label_suspects(
             "predicted": names[probabilities[i].argmax()],
             "confidence": float(probabilities[i].max()),
         }
-        for i in suspects[order][:count]
+        for i in suspects[order][:12]
     ]
 
 

@@ -120,12 +120,11 @@ class Face:
 
 
 # %%
-def find_model(path: str | Path | None = None, *, cache_dir: str | Path | None = None) -> bytes:
+def find_model(path: str | Path | None = None) -> bytes:
     """Return the bytes of YuNet's ONNX file, fetching it once where it is not here.
 
     Args:
         path: the file, if somebody has it; None looks in the places listed above.
-        cache_dir: where a fetched file is kept; None is the user's cache folder.
 
     Raises:
         DetectorError: the given file is missing, or nothing was found and fetching failed.
@@ -139,12 +138,10 @@ def find_model(path: str | Path | None = None, *, cache_dir: str | Path | None =
                 f"The face detector {str(named)!r} cannot be read ({error.strerror}); "
                 "correct the path or leave it out."
             ) from error
-    if cache_dir is None:
-        import platformdirs  # comes with every Jupyter installation
+    import platformdirs  # comes with every Jupyter installation
 
-        cache_dir = platformdirs.user_cache_path("fer-helpers", appauthor=False)
-    kept = (SHIPPED_MODEL, Path(cache_dir) / MODEL_NAME)
-    for candidate in (*kept, *attached_files(re.escape(MODEL_NAME))):
+    kept = platformdirs.user_cache_path("fer-helpers", appauthor=False) / MODEL_NAME
+    for candidate in (SHIPPED_MODEL, kept, *attached_files(re.escape(MODEL_NAME))):
         with contextlib.suppress(OSError):
             content = candidate.read_bytes()
             if hashlib.sha256(content).hexdigest() == MODEL_SHA256:
@@ -154,7 +151,7 @@ def find_model(path: str | Path | None = None, *, cache_dir: str | Path | None =
         raise DetectorError(content)
     # A cache that cannot be written costs a download next time, nothing else.
     with contextlib.suppress(OSError):
-        replace_file(Path(cache_dir) / MODEL_NAME, lambda path: path.write_bytes(content))
+        replace_file(kept, lambda path: path.write_bytes(content))
     return content
 
 
@@ -213,14 +210,11 @@ class Detector:
         return [_yunet_face(row) for row in ([] if found is None else found.tolist())]
 
 
-def load_detector(
-    path: str | Path | None = None, *, cache_dir: str | Path | None = None
-) -> Detector:
+def load_detector(path: str | Path | None = None) -> Detector:
     """Load YuNet, or where its file cannot be had OpenCV 4's frontal cascade.
 
     Args:
         path: YuNet's ONNX file; None looks for it (see `find_model`).
-        cache_dir: where a fetched file is kept; None is the user's cache folder.
 
     Raises:
         DetectorError: OpenCV is not installed, the given file is not usable, or there is neither
@@ -233,7 +227,7 @@ def load_detector(
             f"{NO_DETECTOR} (finding faces needs OpenCV: pip install opencv-python-headless)."
         ) from error
     try:
-        content = find_model(path, cache_dir=cache_dir)
+        content = find_model(path)
     except DetectorError as error:
         if path or os.environ.get(MODEL_VARIABLE):
             raise
@@ -310,7 +304,6 @@ def find_faces(
     image: Image.Image | np.ndarray,
     *,
     detector: Detector | None = None,
-    min_score: float = 0.7,
     thorough: bool = True,
 ) -> list[Face]:
     """Find the faces of one photo, largest first.
@@ -318,7 +311,6 @@ def find_faces(
     Args:
         image: PIL picture, or uint8 array (H, W) or (H, W, 3) in RGB order.
         detector: from `load_detector`; None loads the default one.
-        min_score: the least score that counts, 0 to 1 (the cascade ignores it).
         thorough: also look for faces that are small in a large photo, and again at each face to
             read its tilt; False is several times as fast, for video.
 
@@ -333,10 +325,10 @@ def find_faces(
     # Every further look of the cascade would add false alarms.
     if thorough and long_side > 640 and detector.kind == "yunet":
         sides.append(min(long_side, 1280))
-    faces = [face for side in sides for face in _detect_at(picture, side, detector, min_score)]
+    faces = [face for side in sides for face in _detect_at(picture, side, detector)]
     largest = max((face.height for face in faces), default=long_side)
     if sides[0] > 256 and largest > 0.45 * long_side:
-        faces += _detect_at(picture, 256, detector, min_score)
+        faces += _detect_at(picture, 256, detector)
     faces = _distinct(faces)
     return [_with_tilt(picture, face, detector) for face in faces] if thorough else faces
 
@@ -363,7 +355,7 @@ def _with_tilt(picture: Image.Image, face: Face, detector: Detector) -> Face:
 
 
 def _detect_at(
-    picture: Image.Image, long_side: int, detector: Detector, min_score: float
+    picture: Image.Image, long_side: int, detector: Detector, min_score: float = 0.7
 ) -> list[Face]:
     """Faces of the photo, looked at with its long side scaled to `long_side` pixels."""
     scale = long_side / max(picture.size)

@@ -37,6 +37,8 @@ VOTES = (
 _SPLITS = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 EMOTION_VOTES = 8
 """The first so many of `VOTES` are emotions."""
+MAX_ERROR = 12.0
+"""Largest root mean square difference, in grey levels 0..255, of a picture and its row."""
 
 
 def match_ferplus(
@@ -45,7 +47,6 @@ def match_ferplus(
     faces: FaceSet,
     *,
     cache_dir: str | Path | None = None,
-    max_error: float = 12.0,
 ) -> pd.DataFrame:
     """Join FER+ votes to the files of a FER2013 face set by comparing pixels.
 
@@ -58,7 +59,6 @@ def match_ferplus(
         ferplus_csv: the user's `fer2013new.csv`.
         faces: FER2013 faces, uint8 (N, 48, 48, 1), of any split or several.
         cache_dir: where the decoded CSV is kept; None takes the user's cache folder.
-        max_error: largest root mean square difference, in grey levels 0..255, of a match.
 
     Returns:
         One row per face, in order: `file`, `ferplus_name` ("" where FER+ has none), the ten
@@ -82,7 +82,7 @@ def match_ferplus(
         rows = np.flatnonzero((table.emotions == emotion) & (table.usages != ""))
         if len(positions) and len(rows):
             nearest, distance = _nearest(faces.images(positions), table.pixels[rows])
-            good = distance <= max_error
+            good = distance <= MAX_ERROR
             found = _deal(nearest[good], table.hashes[rows])
             row_of[positions[good]] = np.where(found >= 0, rows[found], -1)
             error[positions[good]] = distance[good]

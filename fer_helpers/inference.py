@@ -14,7 +14,7 @@
 # views. Nothing here is random: asking twice gives the same numbers.
 
 # %%
-"""Batched forward passes over a set of faces: logits, test-time views, embeddings, attention."""
+"""Batched forward passes over a set of faces: logits, test-time views, embeddings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fer_helpers.preprocess import Preprocess
 
@@ -174,19 +173,12 @@ def _over_batches(
     batch_size: int,
     device: torch.device | str,
     precision: str,
-    progress: bool,
 ) -> np.ndarray:
     device = torch.device(device)
     read = faces.images if hasattr(faces, "images") else faces.__getitem__
     parts = []
     with _evaluating(model):
-        for start in tqdm(
-            range(0, len(faces), batch_size),
-            desc="faces",
-            unit="batch",
-            disable=None if progress else True,
-            leave=False,
-        ):
+        for start in range(0, len(faces), batch_size):
             pixels = read(np.arange(start, min(start + batch_size, len(faces))))
             pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
             parts.append(_in_parts(forward, preprocess, pixels.permute(0, 3, 1, 2), precision))
@@ -217,7 +209,6 @@ def predict_logits(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     views: int = 1,
-    progress: bool = False,
 ) -> np.ndarray:
     """Score every face.
 
@@ -230,7 +221,6 @@ def predict_logits(
         precision: fp32, bf16 or fp16.
         views: 1 for the picture alone; up to 10 averages the probabilities over the first `views`
             of the ten deterministic views.
-        progress: show a bar where the output is a terminal.
 
     Returns:
         float32 (N, K): the logits for one view, else the logarithm of the mean probability, so
@@ -249,22 +239,15 @@ def predict_logits(
         return mean.clamp_min(1e-12).log()
 
     return _over_batches(
-        model,
-        faces,
-        preprocess,
-        forward,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        progress=progress,
+        model, faces, preprocess, forward, batch_size=batch_size, device=device, precision=precision
     )
 
 
 # %% [markdown]
 # ## What the network sees on its way
 #
-# The embedding is the pooled feature vector before the head; the attention map is the mask that
-# the spatial attention multiplies its features with (with the safe start: the mask plus one half).
+# The embedding is the pooled feature vector before the head. What its attention looks at is shown
+# by `explain`.
 
 
 # %%
@@ -278,44 +261,8 @@ def embed(
     precision: str = "fp32",
 ) -> np.ndarray:
     """Pooled features of every face: float32 (N, F)."""
-    return _over_batches(
-        model,
-        faces,
-        preprocess,
-        model.embed,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        progress=False,
-    )
-
-
-def attention_maps(
-    model: nn.Module,
-    faces: Any,
-    preprocess: Preprocess,
-    *,
-    batch_size: int = 256,
-    device: torch.device | str = "cpu",
-) -> np.ndarray | None:
-    """The spatial attention's mask for every face: float32 (N, h, w) in 0..1.
-
-    None for a model that has no spatial attention.
-    """
-    one = np.zeros((1, preprocess.size, preprocess.size, preprocess.channels), np.uint8)
-    with _evaluating(model):
-        if model.attention_mask(preprocess(one).to(device)) is None:
-            return None
-    return _over_batches(
-        model,
-        faces,
-        preprocess,
-        lambda batch: model.attention_mask(batch)[:, 0],
-        batch_size=batch_size,
-        device=device,
-        precision="fp32",
-        progress=False,
-    )
+    how = {"batch_size": batch_size, "device": device, "precision": precision}
+    return _over_batches(model, faces, preprocess, model.embed, **how)
 
 
 # %% [markdown]

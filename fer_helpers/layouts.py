@@ -186,7 +186,7 @@ def find_dataset(
     hint = where if _below_kaggle(path) else f"set {parameter} to the folder of the dataset"
     raise DataError(
         f"{parameter}: there is no folder {path} (tried {', '.join(map(str, tried))}; "
-        f"{_nearest(path)}): {hint}"
+        f"{nearest_folder(path)}): {hint}"
     )
 
 
@@ -222,7 +222,8 @@ def _inside(folder: Path) -> list[Path]:
         return []
 
 
-def _nearest(path: Path) -> str:
+def nearest_folder(path: Path) -> str:
+    """What there is in place of a folder that is missing, in words."""
     parent = path
     while not os.path.isdir(parent) and parent != parent.parent:
         parent = parent.parent

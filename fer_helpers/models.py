@@ -221,11 +221,6 @@ def _first(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     return next(found for found in module.modules() if isinstance(found, kind))
 
 
-def required_size(backbone: str) -> int | None:
-    """The side in pixels a backbone insists on (the net resizes to it); None: any size."""
-    return TRANSFORMERS.get(backbone)
-
-
 # %% [markdown]
 # ## The net
 
@@ -292,7 +287,7 @@ class EmotionNet(nn.Module):
 
     def _before_last_attention(self, x: Tensor) -> Tensor:
         """The last stage's output, earlier attentions applied: (N, F, h, w), or pooled (N, F)."""
-        size = required_size(self.architecture["backbone"])
+        size = TRANSFORMERS.get(self.architecture["backbone"])
         if size is not None and x.shape[-2:] != (size, size):
             x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
         for name, stage in self.backbone.named_children():

@@ -127,7 +127,7 @@ def lister(found: Recognized, order: str | Sequence[str] | None) -> Callable[[],
     """Build the function that lists a recognized dataset: `{"train": Listing, ...}`.
 
     Args:
-        found: what was recognized, any layout but "fer2013" and "fer2013-csv".
+        found: what was recognized, any layout but "fer2013", "fer2013-csv" and "affectnet".
         order: class names in the order of the dataset's numbers, where it has numbers; a text
             is split at commas and blanks.
     """
@@ -143,11 +143,10 @@ def _list_folders(found: Recognized, order: list[str]) -> dict[str, Listing]:
     folders = {role: split_folder(found.root, role) for role in ("train", "val", "test")}
     if folders["train"] is None:
         folders = {"train": found.root, "val": None, "test": None}
-    expected = EMOTIONS if found.layout == "affectnet" else None
-    if expected is None and any(name.isdigit() for name in subfolders(folders["train"])):
+    if any(name.isdigit() for name in subfolders(folders["train"])):
         return _list_numbered(found, folders, order)
     listings = {
-        role: list_class_folders(folder, role, "the dataset folder", expected)
+        role: list_class_folders(folder, role, "the dataset folder")
         for role, folder in folders.items()
         if folder is not None
     }

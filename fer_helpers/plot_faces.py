@@ -24,7 +24,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fer_helpers.plot_style import (
-    GREY,
     ORANGE,
     PALE,
     WIDTH,
@@ -186,7 +185,6 @@ def plot_mistakes(
     predictions: Sequence[str],
     confidences: Sequence[float],
     *,
-    columns: int = 6,
     title: str = "Misclassified faces",
     note: str = "",
 ) -> Figure:
@@ -198,7 +196,7 @@ def plot_mistakes(
         f"true {clean(t, 12)}\nsays {clean(p, 12)}\n{100 * c:.0f} %"
         for t, p, c in zip(truths, predictions, confidences, strict=True)
     ]
-    return _caption_rows(images, captions, columns, title, note)
+    return _caption_rows(images, captions, title, note)
 
 
 # %%
@@ -208,37 +206,30 @@ def plot_prediction(
     probabilities: Sequence[float],
     class_names: Sequence[str],
     *,
-    min_confidence: float = 0.0,
     title: str = "",
     note: str = "",
 ) -> Figure:
     """Draw a face, uint8 (H, W[, C]), beside the probability (0..1) of every class.
 
-    Below `min_confidence` (a dotted line) the title says "uncertain". Without `title`, the title is
-    the answer itself.
+    Without `title`, the title is the answer itself.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     check_rows("probabilities", probabilities, class_names)
     face = to_rgb([image])[0]
     best = int(probabilities.argmax())
     answer = f"{clean(class_names[best], 24)} {100 * probabilities[best]:.1f} %"
-    unsure = probabilities[best] < min_confidence
-    if unsure:
-        answer = f"uncertain (most likely {answer})"
     figure, axes = new_figure(3.1, title or answer, note, width=7.5, columns=2)
     left, ax = axes[0]
     left.imshow(face)
     left.set_axis_off()
-    colors = [ORANGE if k == best and not unsure else PALE for k in range(len(probabilities))]
+    colors = [ORANGE if k == best else PALE for k in range(len(probabilities))]
     bars = ax.barh(range(len(probabilities)), probabilities, 0.72, color=colors)
     ax.bar_label(bars, [f"{100 * p:.1f} %" for p in probabilities], fontsize=8.5, padding=3)
-    if min_confidence > 0:
-        ax.axvline(min_confidence, color=GREY, linestyle=":", linewidth=1.4)
     ax.set_yticks(range(len(class_names)), [clean(name) for name in class_names])
     ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
     ax.grid(False)
-    ax.set_xlim(0, max(1.16 * float(probabilities[best]), min_confidence * 1.05, 0.05))
+    ax.set_xlim(0, max(1.16 * float(probabilities[best]), 0.05))
     ax.spines["bottom"].set_visible(False)
     ax.set_xticks([])
     return figure
@@ -290,7 +281,6 @@ def plot_suspects(
     images: np.ndarray,
     suspects: Sequence[Mapping],
     *,
-    columns: int = 6,
     title: str = "Labels that people dispute",
     note: str = "",
 ) -> Figure:
@@ -302,12 +292,13 @@ def plot_suspects(
         f"model {clean(s['predicted'], 12)} {100 * s['confidence']:.0f} %"
         for s in suspects
     ]
-    return _caption_rows(images, captions, columns, title, note, gap=44)
+    return _caption_rows(images, captions, title, note, gap=44)
 
 
 def _caption_rows(
-    images: np.ndarray, captions: Sequence[str], columns: int, title: str, note: str, gap: int = 6
+    images: np.ndarray, captions: Sequence[str], title: str, note: str, gap: int = 6
 ) -> Figure:
+    columns = 6
     starts = range(0, len(captions), columns)
     return draw_gallery(
         [images[s : s + columns] for s in starts],

@@ -92,11 +92,11 @@ def _freeze(figure: Figure) -> None:
 
 
 def new_figure(
-    height: float, title: str, note: str, *, width: float = WIDTH, rows: int = 1, columns: int = 1
+    height: float, title: str, note: str, *, width: float = WIDTH, columns: int = 1
 ) -> tuple[Figure, np.ndarray]:
     """Return a figure (inches) with its axes, title and, in the lower right corner, its note."""
     figure, axes = plt.subplots(
-        rows, columns, figsize=(width, height), squeeze=False, FigureClass=NotebookFigure
+        1, columns, figsize=(width, height), squeeze=False, FigureClass=NotebookFigure
     )
     for ax in axes.flat:  # kept on the axes: ticks are placed again when a figure is saved
         ax.tick_params(labelsize=STYLE["font.size"])

@@ -35,7 +35,6 @@ from fer_helpers.plot_analysis import (
     plot_robustness,
 )
 from fer_helpers.plot_faces import (
-    draw_gallery,
     plot_attention,
     plot_augmentation,
     plot_mistakes,
@@ -65,14 +64,6 @@ from fer_helpers.plot_style import (
 
 # One address for every figure, wherever it is written.
 __all__ = [
-    "PALETTE",
-    "as_percent",
-    "check_rows",
-    "clean",
-    "draw_gallery",
-    "in_style",
-    "legend_below",
-    "new_figure",
     "plot_attention",
     "plot_augmentation",
     "plot_class_accuracy",

@@ -27,12 +27,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fer_helpers.data import SelectionSet, Splits, TestSet
 from fer_helpers.evaluation import evaluate, fit_tau, fit_temperature, logit_adjust
 from fer_helpers.inference import predict_logits
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.records import scored, stamp
+from fer_helpers.splits import SelectionSet, Splits, TestSet
 
 # %% [markdown]
 # ## One test set

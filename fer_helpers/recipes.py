@@ -36,9 +36,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer_helpers.augment import Augment
 from fer_helpers.config import Recipe
-from fer_helpers.data import SelectionSet, TrainSet, train_class_weights
+from fer_helpers.data import train_class_weights
 from fer_helpers.models import EmotionNet, parameter_groups
 from fer_helpers.preprocess import Preprocess
+from fer_helpers.splits import SelectionSet, TrainSet
 
 
 class TrainingError(RuntimeError):

@@ -45,7 +45,6 @@ from tqdm import tqdm
 from fer_helpers.augment import Augment, mix
 from fer_helpers.config import Recipe
 from fer_helpers.confusions import class_scores, confusion_matrix, confusion_scores, top_confusions
-from fer_helpers.data import SelectionSet, TrainSet
 from fer_helpers.inference import autocast, predict_logits
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
@@ -58,6 +57,7 @@ from fer_helpers.recipes import (
     vote_loss,
 )
 from fer_helpers.resuming import Keeper, Progress
+from fer_helpers.splits import SelectionSet, TrainSet
 from fer_helpers.watching import epoch_bar
 
 __all__ = ["PhaseResult", "TrainingError", "estimate_minutes", "train_phase"]
@@ -602,9 +602,8 @@ def estimate_minutes(
     augment: Augment,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
-    steps: int = 3,
 ) -> float:
-    """About how many minutes the phase will take here, from `steps` timed steps on a copy.
+    """About how many minutes the phase will take here, from a few timed steps on a copy.
 
     Raises:
         TrainingError: memory ran out; says which batch would fit.
@@ -620,7 +619,7 @@ def estimate_minutes(
     rows = np.arange(min(recipe.batch_size, len(train)))
     parts.model.train()
     took = []
-    for number in range(1 + min(steps, recipe.epochs * phase.steps - 1)):
+    for number in range(1 + min(3, recipe.epochs * phase.steps - 1)):
         began = time.monotonic()
         step_that_fits(phase, parts, feed, rows, number)
         if device.type == "cuda":

@@ -170,12 +170,12 @@ from fer_helpers.corruptions import fixed_sample, robustness
 from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others
 
 # %%
-from fer_helpers.data import canonical_emotion, load_affectnet, load_fer2013
+from fer_helpers.data import load_affectnet, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, worst_offenders
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.ferplus import VOTES, read_ferplus_votes, vote_shares
 from fer_helpers.front_end import explore
-from fer_helpers.layouts import local_path
+from fer_helpers.layouts import canonical_emotion, local_path
 
 # %%
 from fer_helpers.model_card import model_card
@@ -817,7 +817,7 @@ fixed = fixed_sample(len(test))
 of_these = about.replace(f"{len(test):,} images", f"{len(fixed):,} of {len(test):,} images")
 if config.embedding:
     features = inference.embed(model, test.take(fixed), pre, **where)
-    points, _ = exploration.embedding_map(features, seed=config.seed)
+    points = exploration.embedding_map(features, seed=config.seed)
     figure = plots.plot_embedding(points, test.labels[fixed], class_names, note=of_these)
     show(figure, "embedding")
 else:

@@ -61,7 +61,7 @@ def test_the_calibrated_range_covers_a_calibrated_model_and_no_other():
     inside = 0
     for seed in range(20):
         logits, labels = calibrated(n=800, seed=seed)
-        found = reliability(softmax(logits), labels, simulations=300)
+        found = reliability(softmax(logits), labels)
         low, high = found["ece_calibrated_range"]
         inside += low <= found["ece"] <= high
     assert inside >= 17
@@ -76,7 +76,7 @@ def test_the_range_agrees_with_labels_drawn_from_the_probabilities():
     drawn = []
     for _ in range(200):
         labels = (probabilities.cumsum(axis=1) < generator.random((400, 1))).sum(axis=1)
-        drawn.append(reliability(probabilities, np.minimum(labels, 6), simulations=1)["ece"])
+        drawn.append(reliability(probabilities, np.minimum(labels, 6))["ece"])
     found = reliability(probabilities, np.zeros(400, int))["ece_calibrated_range"]
     assert found == pytest.approx(list(np.quantile(drawn, [0.025, 0.975])), abs=0.008)
 

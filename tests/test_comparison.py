@@ -94,7 +94,7 @@ def test_mcnemar_is_the_one_on_the_joined_pictures(records):
         assert pair["difference"] == pytest.approx(expected["difference"])
         assert pair["p_holm"] >= pair["p_value"]
         assert pair["n"] == 150
-    matrix = comparison.mcnemar_matrix(pairs, "p_value")
+    matrix = comparison.mcnemar_matrix(pairs)
     assert matrix.loc["better", "plain 1"] == matrix.loc["plain 1", "better"]
     assert matrix.loc["better", "plain 1"] < 0.05
     assert np.isnan(np.diag(matrix)).all()

@@ -312,9 +312,10 @@ def test_no_data_anywhere_means_drawn_faces_and_says_what_changed(away):
         assert (f"{name}: {was!r} -> {value!r}" in banner) == (value != was), name
 
 
-def test_no_data_and_no_demo_file(away):
+def test_no_data_and_no_demo_file(away, monkeypatch):
+    monkeypatch.setattr(module, "DEMO_FILE", away / "demo.yaml")
     with pytest.raises(ConfigError, match="set AFFECTNET_DIR"):
-        settle_data(Config(), demo_file=away / "demo.yaml")
+        settle_data(Config())
 
 
 def test_drawn_faces_asked_for(away):

@@ -15,14 +15,12 @@ from fer_helpers.data import (
     FER_CLASSES,
     DataError,
     FaceSet,
-    SelectionSet,
-    TestSet,
-    TrainSet,
-    canonical_emotion,
     load_affectnet,
     load_fer2013,
     train_class_weights,
 )
+from fer_helpers.layouts import canonical_emotion
+from fer_helpers.splits import SelectionSet, TestSet, TrainSet
 from tests.faces_on_disk import picture, save, write_affectnet, write_fer
 
 

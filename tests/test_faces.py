@@ -12,6 +12,7 @@ import types
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
@@ -73,6 +74,7 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(faces, "SHIPPED_MODEL", tmp_path / "not shipped")
     monkeypatch.setattr(mounts, "KAGGLE_INPUT", tmp_path / "input")
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "cache")
     faces._fetch_model.cache_clear()
     yield tmp_path / "cache"
     faces._fetch_model.cache_clear()
@@ -146,18 +148,19 @@ def test_fetch_reports_no_connection():
 
 
 def test_the_file_is_fetched_once_and_kept(server, wanted, nowhere):
-    assert find_model(cache_dir=nowhere) == wanted
+    assert find_model() == wanted
     assert [file.name for file in nowhere.iterdir()] == [faces.MODEL_NAME]
     faces._fetch_model.cache_clear()
-    assert find_model(cache_dir=nowhere) == wanted
+    assert find_model() == wanted
     assert server.requests == ["/model.onnx"]
 
 
 def test_the_file_of_the_package_needs_no_network(nowhere, monkeypatch):
     monkeypatch.undo()
     monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: nowhere)
     monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
-    content = find_model(cache_dir=nowhere)
+    content = find_model()
     assert hashlib.sha256(content).hexdigest() == faces.MODEL_SHA256
     assert not nowhere.exists()
 
@@ -165,14 +168,14 @@ def test_the_file_of_the_package_needs_no_network(nowhere, monkeypatch):
 def test_a_damaged_cache_is_fetched_again(server, wanted, nowhere):
     nowhere.mkdir()
     (nowhere / faces.MODEL_NAME).write_bytes(wanted[:100])
-    assert find_model(cache_dir=nowhere) == wanted
+    assert find_model() == wanted
     assert (nowhere / faces.MODEL_NAME).read_bytes() == wanted
 
 
 def test_the_wrong_file_is_refused_and_not_kept(server, wanted, nowhere):
     server.answers["/model.onnx"] = (200, {}, b"version https://git-lfs.github.com/spec/v1")
     with pytest.raises(DetectorError, match="SHA-256"):
-        find_model(cache_dir=nowhere)
+        find_model()
     assert not nowhere.exists()
 
 
@@ -189,25 +192,25 @@ def test_a_failed_download_is_one_sentence_and_asked_for_once(server, wanted, no
     server.answers["/model.onnx"] = answer
     for _ in range(2):
         with pytest.raises(DetectorError, match="could not be fetched"):
-            find_model(cache_dir=nowhere)
+            find_model()
     assert server.requests == ["/model.onnx"]
     assert not nowhere.exists()
 
 
 def test_a_cache_that_cannot_be_written_does_not_matter(wanted, nowhere):
     nowhere.write_text("a file stands where the folder should be")
-    assert find_model(cache_dir=nowhere) == wanted
+    assert find_model() == wanted
 
 
 def test_a_named_file_wins_and_must_exist(server, wanted, nowhere, monkeypatch, tmp_path):
     mine = tmp_path / "mein YuNet é.onnx"
     mine.write_bytes(b"another")
-    assert find_model(mine, cache_dir=nowhere) == b"another"
+    assert find_model(mine) == b"another"
     monkeypatch.setenv(faces.MODEL_VARIABLE, str(mine))
-    assert find_model(cache_dir=nowhere) == b"another"
+    assert find_model() == b"another"
     monkeypatch.setenv(faces.MODEL_VARIABLE, str(tmp_path / "gone.onnx"))
     with pytest.raises(DetectorError, match=r"gone\.onnx.*correct the path"):
-        find_model(cache_dir=nowhere)
+        find_model()
     assert server.requests == []
 
 
@@ -216,7 +219,7 @@ def test_a_kaggle_input_is_used_without_network(server, wanted, nowhere):
         file = mounts.KAGGLE_INPUT / dataset / faces.MODEL_NAME
         file.parent.mkdir(parents=True)
         file.write_bytes(content)
-    assert find_model(cache_dir=nowhere) == wanted
+    assert find_model() == wanted
     assert server.requests == []
 
 
@@ -241,7 +244,7 @@ def test_opencv_5_without_the_file_is_the_plain_result(monkeypatch, nowhere):
     monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
     monkeypatch.setitem(sys.modules, "cv2", fake_opencv())
     with pytest.raises(DetectorError, match="no detector here: give a crop or the model file"):
-        load_detector(cache_dir=nowhere)
+        load_detector()
 
 
 def test_opencv_4_without_the_file_uses_its_cascade_and_says_so(monkeypatch, nowhere):
@@ -265,7 +268,7 @@ def test_opencv_4_without_the_file_uses_its_cascade_and_says_so(monkeypatch, now
     )
     monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
     monkeypatch.setitem(sys.modules, "cv2", cv2)
-    detector = load_detector(cache_dir=nowhere)
+    detector = load_detector()
     assert detector.kind == "cascade"
     assert "cascade" in detector.note
     (face,) = find_faces(Image.new("RGB", (1280, 960)), detector=detector)

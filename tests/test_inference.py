@@ -7,7 +7,6 @@ import torch
 from fer_helpers import inference
 from fer_helpers.inference import (
     DeviceError,
-    attention_maps,
     embed,
     pick_device,
     pick_precision,
@@ -264,10 +263,3 @@ def test_embedding_is_what_the_head_sees():
     with torch.inference_mode():
         logits = model.head(torch.from_numpy(features)).numpy()
     np.testing.assert_allclose(logits, predict_logits(model, faces(), PREPROCESS), atol=1e-5)
-
-
-def test_attention_maps():
-    maps = attention_maps(net(), faces(), PREPROCESS, batch_size=5)
-    assert maps.ndim == 3 and len(maps) == 24
-    assert 0 <= maps.min() <= maps.max() <= 1
-    assert attention_maps(net(attention="none"), faces(), PREPROCESS) is None

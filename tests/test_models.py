@@ -15,7 +15,6 @@ from fer_helpers.models import (
     build_model,
     describe,
     parameter_groups,
-    required_size,
     swap_head,
 )
 from fer_helpers.pretrained import WeightsError
@@ -178,11 +177,6 @@ def test_a_grey_net_is_the_color_net_on_the_replicated_picture(backbone):
     x = faces(2)
     with torch.no_grad():
         assert torch.allclose(nets[0](x), nets[1](x.expand(-1, 3, -1, -1)), atol=1e-4)
-
-
-def test_transformers_resize_to_what_they_take():
-    assert required_size("vit_b_16") == 224
-    assert required_size("resnet34") is None
 
 
 def test_same_seed_same_net_and_the_architecture_rebuilds_it():

@@ -19,11 +19,11 @@ from fer_helpers.evaluation import (
     abstain_threshold,
     answered_above,
     class_scores,
-    precision_recall,
     reliability,
     risk_coverage,
     softmax,
 )
+from fer_helpers.exploration import precision_recall
 
 matplotlib.use("Agg")
 
@@ -311,13 +311,6 @@ def test_a_threshold_shows_what_is_left_and_none_above_every_confidence():
     assert any(shares in t and f"{100 * chosen['accuracy']:.1f} % right" in t for t in said)
     silent = plots.plot_risk_coverage(curve, answered_above(probabilities, labels, 1.0))
     assert "answered from confidence 100 %: no face" in texts(silent)
-
-
-def test_an_unsure_answer_says_so():
-    figure = plots.plot_prediction(
-        faces(1)[0], np.full(7, 1 / 7), NAMES, min_confidence=0.4, note="drawn face"
-    )
-    assert "uncertain (most likely Anger 14.3 %)" in texts(figure)
 
 
 def test_small_faces_are_enlarged_pixel_by_pixel():

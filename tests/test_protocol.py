@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from fer_helpers import protocol
-from fer_helpers.data import SelectionSet, Splits, TestSet
 from fer_helpers.evaluation import evaluate, fit_tau, fit_temperature, logit_adjust
 from fer_helpers.protocol import (
     balance,
@@ -11,6 +10,7 @@ from fer_helpers.protocol import (
     score_table,
     score_tests,
 )
+from fer_helpers.splits import SelectionSet, Splits, TestSet
 from tests.tiny import PREPROCESS, faces, net, scored_faces, selection_faces
 
 LEAK_FREE = np.arange(12) % 4 != 0

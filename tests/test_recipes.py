@@ -4,7 +4,6 @@ import torch
 from torch.nn import functional as F
 
 from fer_helpers.config import Config
-from fer_helpers.data import TrainSet
 from fer_helpers.models import build_model
 from fer_helpers.recipes import (
     Phase,
@@ -15,6 +14,7 @@ from fer_helpers.recipes import (
     make_schedule,
     vote_loss,
 )
+from fer_helpers.splits import TrainSet
 from tests.test_config import ROOT
 from tests.tiny import AUGMENT, PREPROCESS, faces, net, recipe, scored_faces, selection_faces
 

@@ -7,9 +7,9 @@ import torch
 
 from fer_helpers.augment import Augment
 from fer_helpers.config import Config
-from fer_helpers.data import SelectionSet, Splits, TestSet, TrainSet
 from fer_helpers.models import build_model
 from fer_helpers.preprocess import Preprocess
+from fer_helpers.splits import SelectionSet, Splits, TestSet, TrainSet
 from fer_helpers.training import train_phase
 
 NAMES = ("Happy", "Sad", "Surprise")
