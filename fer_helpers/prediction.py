@@ -44,7 +44,7 @@ from fer_helpers.faces import Detector, DetectorError, Face
 from fer_helpers.files import replace_file
 from fer_helpers.front_end import front_end
 from fer_helpers.layouts import local_path
-from fer_helpers.preprocess import ImageError
+from fer_helpers.pictures import ImageError
 from fer_helpers.sources import named_sources, read_image
 
 if TYPE_CHECKING:

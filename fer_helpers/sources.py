@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fer_helpers.layouts import local_path
-from fer_helpers.preprocess import ImageError, open_image, plain_image
+from fer_helpers.pictures import ImageError, open_image, plain_image
 
 URL_MAX_BYTES = 20_000_000
 URL_SECONDS = 20.0

@@ -32,6 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fer_helpers.layouts import DataError, Listing
+from fer_helpers.pictures import plain_image
 
 Loaded = TypeVar("Loaded")
 
@@ -475,9 +476,4 @@ def _upright(image: Image.Image) -> Image.Image:
     rotated = image.getexif().get(0x0112, 1) in range(2, 9)
     if image.mode in ("L", "RGB") and not rotated and not image.has_transparency_data:
         return image
-    # Odd files only: reading ordinary datasets must not cost the import of torch.
-    try:
-        from fer_helpers.preprocess import plain_image
-    except OSError as error:  # its libraries did not find room
-        raise ImportError(str(error)) from error
     return plain_image(image)

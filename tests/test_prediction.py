@@ -22,6 +22,7 @@ from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.faces import Detector, DetectorError, Face
 from fer_helpers.models import build_model
+from fer_helpers.pictures import ImageError
 from fer_helpers.prediction import (
     Prediction,
     PredictionError,
@@ -32,7 +33,7 @@ from fer_helpers.prediction import (
     predict_images,
     predict_single_image,
 )
-from fer_helpers.preprocess import ImageError, Preprocess
+from fer_helpers.preprocess import Preprocess
 from fer_helpers.sources import download_example, list_images, read_image
 
 NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from PIL import Image, features
 from torchvision.transforms import v2
 
-from fer_helpers import preprocess as module
-from fer_helpers.preprocess import ImageError, Preprocess, open_image, plain_image
+from fer_helpers import pictures as module
+from fer_helpers.pictures import ImageError, open_image, plain_image
+from fer_helpers.preprocess import Preprocess
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -1,0 +1,331 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Opening a picture
+# What people call a photo may be a 16-bit scan, a sticker with a transparent background, a CMYK
+# print file, a burst of frames, or half a download. `open_image` gives back plain grey or RGB
+# bytes, the right way up, or says in one sentence what is wrong with which file.
+#
+# Pillow reads the formats; what is decided here is what it leaves open:
+#
+# - transparency is laid on white, as a browser or a printer would show it;
+# - 16-bit grey keeps its high byte (Pillow does that for 16-bit color, but clips grey), unless it
+#   only holds 0..255: such a file was written with 8-bit values and would come out black;
+# - of several frames or pictures in a file, the first counts;
+# - a JPEG beyond 30 megapixels is decoded at 1/2, 1/4 or 1/8 of its sides, which costs little
+#   memory; other formats cannot do that and are refused.
+
+# %%
+"""Read one picture whatever it is: plain grey or RGB bytes, the right way up."""
+
+import io
+import threading
+import warnings
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+
+MAX_PIXELS = 30_000_000  # 16 bytes a pixel while a WebP is decoded: half a gigabyte
+MAX_SIDE = 65_535
+# A progressive JPEG keeps all its coefficients, up to 6 bytes a pixel, while it is decoded.
+MAX_PROGRESSIVE_PIXELS = 60_000_000
+
+# Values of the EXIF tag 0x0112 (EXIF 2.32, section 4.6.4) and what puts the picture upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TURNED_BY = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+"""Where Pillow finds that tag: an upright picture keeps none of them, or it is turned again."""
+
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message is one sentence that names it."""
+
+
+class _Quiet:
+    """No Python warnings while any thread is inside (`catch_warnings` alone mixes threads up)."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.inside = 0
+
+    def __enter__(self):
+        with self.lock:
+            if self.inside == 0:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.simplefilter("ignore")
+            self.inside += 1
+
+    def __exit__(self, *error):
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.caught.__exit__(None, None, None)
+
+
+quiet = _Quiet()
+
+
+def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
+    """Read one picture: upright, 8 bits, without transparency.
+
+    Args:
+        source: Path, the bytes of a file, or an open binary file.
+
+    Returns:
+        PIL image of mode "L" (the file is grey) or "RGB". `info["reduced_by"]` is 2, 4 or 8 where a
+        JPEG was too large to be decoded at full size, else absent.
+
+    Raises:
+        ImageError: Missing, empty, damaged, too large, or not a picture; it names the file.
+    """
+    with quiet:
+        if isinstance(source, bytes | bytearray | memoryview):
+            name = "the picture given as bytes"
+            return _read(io.BytesIO(bytes(source)), name)
+        if isinstance(source, str | Path):
+            path = Path(source)
+            name = str(path)
+            if len(name) > 300:  # not a path at all, most often
+                name = f"{name[:100]}...{name[-50:]}"
+            try:
+                if path.exists() and not path.is_file():
+                    raise ImageError(f"{name} is not a file: give the path of one picture")
+                with path.open("rb") as stream:
+                    return _read(stream, name)
+            except ImageError:
+                raise
+            except FileNotFoundError:
+                raise ImageError(f"{name} does not exist: check the path") from None
+            except (OSError, ValueError) as error:
+                raise ImageError(
+                    f"{name} cannot be read ({cause(error)}): check the path and who may read it"
+                ) from error
+        name = str(getattr(source, "name", "the picture given as an open file"))
+        try:
+            return _read(_from_here(source), name)
+        except ImageError:
+            raise
+        except Exception as error:  # closed, opened as text or for writing, or somebody's own class
+            raise ImageError(
+                f"{name} cannot be read ({cause(error)}): open it again, as a binary file"
+            ) from error
+
+
+def _from_here(source: IO[bytes]) -> IO[bytes]:
+    """What is left of an open file, seekable; all of it where everything was read or written."""
+    seekable = hasattr(source, "seekable") and source.seekable()
+    if seekable and source.tell() == 0:
+        return source
+    content = source.read()
+    if seekable and not content:
+        source.seek(0)
+        content = source.read()
+    return io.BytesIO(content)
+
+
+def _read(stream: IO[bytes], name: str) -> Image.Image:
+    """Decode one picture from a seekable binary stream; `name` goes into the error message."""
+    start = stream.tell()
+    head = stream.read(64)
+    stream.seek(start)
+    if not head:
+        raise ImageError(f"{name} is empty (0 bytes): get the file again")
+    # An AVIF may carry a common brand as its first; Pillow reads it without a plug-in.
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head:
+        try:
+            import pillow_heif
+        except ImportError:
+            raise ImageError(
+                f"{name} is a HEIC picture: pip install pillow-heif, or save it as JPEG"
+            ) from None
+        pillow_heif.register_heif_opener()
+    try:
+        if head.startswith(b"\xff\xd8\xff"):
+            # Straight to the JPEG reader, because Image.open refuses a large picture before it can
+            # be told to decode it smaller. Of an MPO (several JPEGs) this reads the first.
+            image = JpegImagePlugin.JpegImageFile(stream)
+            reduced_by = _shrink(image, name)
+        else:
+            image = Image.open(stream)
+            reduced_by = 1
+        if image.format == "EPS":
+            raise ImageError(f"{name} is a PostScript drawing: save it as PNG or JPEG")
+        width, height = image.size
+        if width * height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+            raise ImageError(
+                f"{name} is too large ({width} x {height}): save a copy of at most "
+                f"{MAX_PIXELS // 1_000_000} megapixels"
+            )
+        image.load()
+        image = plain_image(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"{name} would unpack to a picture that is too large: save a copy of at most "
+            f"{MAX_PIXELS // 1_000_000} megapixels"
+        ) from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{name} is not a picture in a format that Pillow reads: save it as PNG or JPEG"
+        ) from None
+    except MemoryError:
+        raise ImageError(f"{name} does not fit into memory: save a smaller copy") from None
+    except Exception as error:  # decoders of damaged files raise nearly everything
+        raise ImageError(
+            f"{name} cannot be decoded ({cause(error)}): get it again, or save it as PNG or JPEG"
+        ) from error
+    # An orientation left in the metadata would be applied once more by the next reader.
+    image.info = {"reduced_by": reduced_by} if reduced_by > 1 else {}
+    return image
+
+
+def cause(error: Exception) -> str:
+    """The system's or decoder's words, as the end of a sentence."""
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(words.split())
+
+
+def _shrink(image: JpegImagePlugin.JpegImageFile, name: str) -> int:
+    """Have a JPEG that is too large decoded at a reduced size; returns by how much."""
+    width, height = image.size
+    if image.info.get("progressive") and width * height > MAX_PROGRESSIVE_PIXELS:
+        raise ImageError(
+            f"{name} is too large a progressive JPEG ({width} x {height}): save a copy of at most "
+            f"{MAX_PROGRESSIVE_PIXELS // 1_000_000} megapixels"
+        )
+    for factor in (1, 2, 4, 8):
+        if width * height <= MAX_PIXELS * factor**2:
+            break
+    if factor > 1:
+        image.draft(None, (width // factor, height // factor))
+    return factor
+
+
+def plain_image(image: Image.Image) -> Image.Image:
+    """Bring a PIL image of any mode to upright "L" or "RGB"; the image itself is not changed.
+
+    Raises:
+        ValueError: Colors that Pillow cannot turn into RGB, or pixels that are not numbers.
+    """
+    image.load()
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    # Known of the opened file only: what is turned below forgets its format.
+    unmarked = image.format == "JPEG" and "adobe" not in image.info
+    upright = UPRIGHT.get(_orientation(image))
+    if upright is not None:
+        image = image.transpose(upright)
+        image.info = {k: v for k, v in image.info.items() if k not in TURNED_BY}
+    mode = image.mode
+    if mode.startswith("I") or mode == "F":
+        image = _eight_bits(image)
+    elif mode == "CMYK" and unmarked:
+        # Pillow inverts every CMYK JPEG, because Adobe stores them inverted; the others do not.
+        image = Image.eval(image, lambda value: 255 - value).convert("RGB")
+    elif image.has_transparency_data or mode in ("La", "RGBa"):
+        grey = mode in ("1", "L", "LA", "La")
+        image = image.convert("LA" if grey else "RGBA")
+        paper = Image.new("L" if grey else "RGB", image.size, "white")
+        paper.paste(image.convert(paper.mode), mask=image.getchannel("A"))
+        image = paper
+    elif mode == "1":
+        image = image.convert("L")
+    elif mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none that can be read."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:
+        return 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit or float grey as 8-bit grey, scaled, never clipped."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # Pillow leaves some of what a TIFF says to its readers
+    if image.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,):
+        values = values.view(np.uint32)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds pixels that are not numbers")
+    low, high = values.min(), values.max()
+    if image.mode == "F" and low >= 0 and high <= 1:
+        values = values * 255
+    elif low >= 0 and high <= 255:
+        pass
+    elif image.mode.startswith("I") and low >= 0 and high <= 65_535:
+        values = values >> 8
+    else:  # no convention to go by: darkest to black, brightest to white
+        low, high = float(low), float(high)
+        values = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
+    grey = values.round().astype(np.uint8)
+    if tags.get(262) == 0:  # stored as a negative, which Pillow turns for 8 bits only
+        grey = 255 - grey
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[np.asarray(image) == clear] = 255
+    return Image.fromarray(grey)
+
+
+# %% [markdown]
+# ## Demo
+# Four files that show one drawn face, and one that holds only its first half.
+
+# %% tags=["active-ipynb"]
+# import matplotlib.pyplot as plt
+#
+# from fer_helpers.demo_faces import draw_face
+# from fer_helpers.pictures import ImageError, open_image
+#
+#
+# def encoded(image, kind, **options):
+#     stream = io.BytesIO()
+#     image.save(stream, kind, **options)
+#     return stream.getvalue()
+#
+#
+# face = draw_face("Happy", seed=3, size=75, color=True)
+# turned = Image.Exif()
+# turned[0x0112] = 6  # held sideways: turn by 90 degrees to see it upright
+# disc = Image.radial_gradient("L").resize(face.size).point(lambda value: 255 * (value < 150))
+# clear = face.copy()
+# clear.putalpha(disc)
+# deep = Image.fromarray(np.asarray(face.convert("L")).astype(np.uint16) * 257)
+# odd = {
+#     "EXIF, sideways": encoded(face.rotate(90), "JPEG", exif=turned, quality=95),
+#     "CMYK": encoded(face.convert("CMYK"), "JPEG", quality=95),
+#     "16 bits": encoded(deep, "PNG"),
+#     "transparent": encoded(clear, "PNG"),
+# }
+# figure, axes = plt.subplots(1, len(odd), figsize=(6.4, 1.9), layout="constrained")
+# for axis, (name, data) in zip(axes, odd.items(), strict=True):
+#     axis.imshow(open_image(data).convert("RGB"))
+#     axis.set_title(name, fontsize=9)
+#     axis.set_axis_off()
+#
+# try:
+#     open_image(encoded(face, "PNG")[:4000])
+# except ImageError as error:
+#     print(error)
