@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
 
 from fer_helpers.plot_analysis import (
     plot_embedding,
@@ -214,7 +215,10 @@ def plot_class_accuracy(
     title: str = "Accuracy per class",
     note: str = "",
 ) -> Figure:
-    """Draw the share of each true class that is right, and their mean as a dashed line."""
+    """Draw the share of each true class that is right, and their mean as a dashed line.
+
+    The whiskers are 95 % Wilson intervals (Wilson 1927), which also hold for few images.
+    """
     confusion = np.asarray(confusion)
     check_rows("confusion", confusion, class_names)
     support = confusion.sum(axis=1)
@@ -228,18 +232,24 @@ def plot_class_accuracy(
     ax.bar(range(len(share)), np.nan_to_num(share), 0.68, color=BLUE)
     mean = float(np.nanmean(share))
     line = ax.axhline(mean, color=RED, linestyle="--", linewidth=1.4)
-    for k, value in enumerate(share):
-        shown = "no image" if np.isnan(value) else f"{100 * value:.1f} %"
+    for k, (value, count) in enumerate(zip(share, support, strict=True)):
+        shown, top = "no image", 0.0
+        if count:
+            shown = f"{100 * value:.1f} %\nof {count:,.0f}"
+            sure = stats.binomtest(int(confusion[k, k]), int(count)).proportion_ci(method="wilson")
+            whiskers = [[value - sure.low], [sure.high - value]]
+            ax.errorbar(k, value, whiskers, color="black", capsize=4, linewidth=1.2)
+            top = sure.high
         ax.text(
-            k, np.nan_to_num(value) + 0.015, shown, ha="center", va="bottom", fontsize=9,
+            k, top + 0.02, shown, ha="center", va="bottom", fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
     name_ticks(ax, class_names)
     as_percent(ax.yaxis)
-    ax.set_ylim(0, 1.1)
+    ax.set_ylim(0, 1.25)
     ax.set_yticks(np.arange(0, 1.01, 0.2))
     ax.set_ylabel("right answers")
-    legend_below(figure, [line], [f"mean {100 * mean:.1f} %"])
+    legend_below(figure, [line], [f"mean {100 * mean:.1f} %; whiskers: 95 % interval"])
     return figure
 
 
