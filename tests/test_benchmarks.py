@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from fer_helpers.demo_faces import write_demo_faces
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
-    "attention_cost": "--width 16 --batch 4 --rounds 2 --threads 1 --arms se",
+    "attention_cost": "--width 16 --batch 4 --size 32 --rounds 2 --threads 1 --arms none 'se, last'",
     "decoding": "--counts 800",
     "evaluation": "--n 1000 --threads 1",
     "input_pipeline": "--count 64 --seconds 0.1 --rounds 1",
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_prints_its_table(name):
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *SMALL[name].split()]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *shlex.split(SMALL[name])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) > 2
