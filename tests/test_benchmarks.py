@@ -16,7 +16,7 @@ from fer_helpers.demo_faces import write_demo_faces
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
-    "attention_cost": "--width 16 --batch 4 --size 32 --rounds 2 --threads 1 --arms none 'se, last'",
+    "attention_cost": "--width 16 --batch 4 --size 32 --rounds 2 --arms none 'se, last'",
     "decoding": "--counts 800",
     "evaluation": "--n 1000 --threads 1",
     "input_pipeline": "--count 64 --seconds 0.1 --rounds 1",
