@@ -180,7 +180,6 @@ def finish(
         "origin": fer.train.origin,
         "dataset": fer.train.dataset,
         "made_by": Path(__file__).name,
-        "min_confidence": 0.5,  # calibrated: below it, the answer is more likely wrong than right
     }
     write(extra=extra)
     written = load_model(path, where["device"]).model

@@ -179,13 +179,7 @@ def cross_dataset_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 "low": low,
                 "high": high,
                 "macro_f1": row["numbers"]["macro_f1"],
-                "status": _status(row["seen"]),
+                "status": f"seen: {row['seen']}" if row["seen"] else "cross-dataset",
             }
         )
     return pd.DataFrame(lines)
-
-
-def _status(seen: str) -> str:
-    if not seen:
-        return "cross-dataset"
-    return seen if seen.startswith("unknown") else f"seen: {seen}"

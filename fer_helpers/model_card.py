@@ -371,7 +371,7 @@ def _not_measured(damages: Iterable[str], parts: Mapping[str, Sequence[Mapping]]
 def _other_datasets(record: RunRecord) -> list[str]:
     rows = [
         (
-            _where(row["stamp"]) + " (*seen*)" * (row["seen"][:7] not in ("", "unknown")),
+            _where(row["stamp"]) + (" (*seen*)" if row["seen"] else ""),
             f"{row['stamp']['n']:,}",
             ", ".join(map(escape, row["class_names"])),
             _with_interval(row["numbers"], "accuracy"),

@@ -482,13 +482,12 @@ def keep_predictions(scores, temperature):
 
 # %%
 scoring = {"views": config.tta_views, "bootstrap": config.bootstrap, "seed": config.seed} | where
-metrics = {"results": [], "training": {}}
-first_results = []
+metrics, first = {"results": [], "training": {}}, []
 if affectnet:
     early = f"training was stopped early ({stopped})" if stopped else ""
     which = early or ("the network after phase 1" if fer else "")
     scores, temperature, chosen_on = score_tests(model, affectnet, pre, note=which, **scoring)
-    metrics["results"] = first_results = [e for score in scores for e in score.entries]
+    first = [entry for score in scores for entry in score.entries]
     metrics["training"]["affectnet"] = {
         "best_epoch": phase1.best_epoch, "selection_set": describe_selection(affectnet.selection),
         "stopped": phase1.stopped,
@@ -546,7 +545,8 @@ class_names = splits.train.class_names
 if final == "fer2013":
     early = f"training was stopped early ({stopped})" if stopped else ""
     scores, temperature, chosen_on = score_tests(model, splits, pre, note=early, **scoring)
-    metrics["results"] = [e for score in scores for e in score.entries] + first_results
+results = first if final == "affectnet" else [e for s in scores for e in s.entries] + first
+metrics["results"] = results
 headline = scores[0]
 test, numbers = headline.test, headline.numbers
 confusion = np.array(numbers["confusion"])
@@ -569,7 +569,7 @@ print(evaluation.report_text(confusion, class_names))
 balanced_shift = []
 if chosen_on is not None:
     balanced, balanced_shift = balance(headline, splits, chosen_on, bootstrap=config.bootstrap)
-    metrics["results"] = metrics["results"] + list(balanced.entries)
+    metrics["results"] = [*results, *balanced.entries]
     display(points_table(headline, balanced))
 
 # %% [markdown]
@@ -861,11 +861,11 @@ else:
 # %%
 learned = [affectnet] if final == "affectnet" else datasets.values()
 used = [faces for s in learned for faces in (s.train, s.selection) if faces is not None]
-rows, unknown = [], ""
-if config.pretrained not in ("none", "imagenet"):
-    unknown = f"unknown: training began with the weights in {config.pretrained}"
+begun_elsewhere = config.pretrained not in ("none", "imagenet")
+perhaps = f"perhaps, by what made {config.pretrained}" if begun_elsewhere else ""
 
 # %%
+rows = []
 for other in others:
     logits = inference.predict_logits(model, other, pre, **where)
     stamp = records.stamp(
@@ -875,7 +875,7 @@ for other in others:
     )  # fmt: skip
     row = cross_dataset(other, logits, class_names, used, stamp, temperature=temperature,
                         bootstrap=config.bootstrap)  # fmt: skip
-    rows.append({**row, "seen": row["seen"] or unknown})
+    rows.append({**row, "seen": row["seen"] or perhaps})
 metrics["cross_dataset"] = rows
 display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no other dataset.")
 
