@@ -4,8 +4,8 @@
     python benchmarks/distill.py --data data --teachers a.safetensors --start a.safetensors
     python benchmarks/distill.py ... --final student.safetensors
 
-The student is the network of `params/cpu.yaml`, from scratch or from the weights of `--start`; with
-a larger IMAGE_SIZE than that file has, faces grow to it until the share GROW_UNTIL of the epochs. It
+The student is the network of `params/cpu.yaml`, from scratch or from the weights of `--start`;
+where IMAGE_SIZE is larger than that file's, faces grow to it for GROW_UNTIL of the epochs. It
 learns FER2013's train folder without the 3,000 images of docs/results/fer2013-selection-slice.txt,
 or, once a recipe is frozen, without the `--hold-out` of them that its temperature is fitted on;
 teachers must not have learned these either. Its targets are the label and what the teachers say
@@ -99,9 +99,8 @@ def main() -> None:
         changes |= dict.fromkeys(("fer_lr_backbone", "fer_lr_attention", "fer_lr_head"), options.lr)
     config = Config.from_yaml(options.params).changed(**changes)
     if options.start:  # faces grow from the size that it knows; it is not sent back to smaller ones
-        known_size = load_model(options.start).preprocess.size
-        start_size = known_size if known_size < config.image_size else 0
-        config = config.changed(start_size=start_size)
+        size = load_model(options.start).preprocess.size
+        config = config.changed(start_size=size if size < config.image_size else 0)
     device = pick_device(options.device)
     where = {"device": device, "precision": pick_precision(config.precision, device)}
     fer = read_fer(options.data, config, options.hold_out)

@@ -50,7 +50,8 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     recipe.write_text(text.replace("MAX_BAD_SHARE: 0.01", "MAX_BAD_SHARE: 0.1"))
     monkeypatch.setattr(sys, "argv", [
         "distill", "--data", str(data), "--params", str(recipe), "--teachers", str(teacher),
-        "--start", str(teacher), "--set", "FER_EPOCHS=1", "MIXUP=0.2", "--lr", "0.01",
+        "--start", str(teacher), "--set", "FER_EPOCHS=2", "MIXUP=0.2", "IMAGE_SIZE=56",
+        "--lr", "0.01",
         "--out", str(tmp_path / "out"),
         "--final", str(tmp_path / "student.safetensors"),
     ])  # fmt: skip
@@ -58,6 +59,7 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     said = capsys.readouterr().out
     assert "| student |" in said and f"| {teacher} |" in said and "PublicTest" in said
     student = load_model(tmp_path / "student.safetensors")
+    assert student.preprocess.size == 56  # its teacher's faces had 48
     assert student.extra["origin"] == "drawn" and len(student.extra["balanced_shift"]) == 7
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
     assert {entry["stamp"]["split"] for entry in results} == {"PublicTest"}
