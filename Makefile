@@ -44,7 +44,7 @@ test: check test-fast  ## style, tests, the notebook with every parameter file, 
 	rm -rf build/runs build/build
 	$(BIN)/papermill "$(NOTEBOOK)" build/demo.ipynb -f params/demo.yaml -p OUTPUT_DIR build/runs --no-progress-bar
 	$(PY) -m pytest --nbval build/demo.ipynb
-	$(PY) -m pytest -n 2 --dist loadscope --nbval-lax "$(NOTEBOOK)" notebooks/*.ipynb
+	$(PY) -m pytest -n 2 --dist loadscope --nbval-lax "$(NOTEBOOK)" notebooks
 
 test-fast: setup  ## unit and contract tests only
 	$(PY) -m pytest -n 2 -m "not slow and not e2e" tests
@@ -69,7 +69,7 @@ kaggle: setup  ## stage build/kaggle for `kaggle kernels push -p build/kaggle`
 data: setup  ## download both datasets into data/, checked before they get their name
 	$(PY) -m fer_helpers.download data
 
-data-dev:  ## unpack the development data into data/
+data-dev:  ## unpack ../shared/data, where that exists, into data/
 	$(PYTHON) -m zipfile -e $(DATA_DEV)/fer2013-dev.zip data/fer2013
 	$(PYTHON) -m zipfile -e $(DATA_DEV)/affectnet8-dev.zip data/affectnet
 

@@ -98,7 +98,7 @@ def embedding_cells(modules: Mapping[str, str], commit: str) -> list[NotebookNod
 
 
 def staged_notebook(notebook: Path, parameters: Path, modules: Mapping[str, str]) -> NotebookNode:
-    """The notebook without outputs, with `parameters` injected and `modules` embedded.
+    """The notebook without outputs, with `modules` embedded and what is special in `parameters`.
 
     Raises:
         KaggleError: the notebook is missing or has no cell tagged `parameters`.
@@ -110,8 +110,12 @@ def staged_notebook(notebook: Path, parameters: Path, modules: Mapping[str, str]
     staged = load_notebook_node(str(notebook))
     if not any("parameters" in cell.metadata.get("tags", []) for cell in staged.cells):
         raise KaggleError(f"{notebook} has no cell tagged parameters to put {parameters} after.")
+    # Only what differs from the cell above: whoever edits that cell should not be overruled.
+    defaults = Config().to_dict()
+    given = read_parameters(parameters)
+    special = {name: value for name, value in given.items() if value != defaults[name]}
     staged = parameterize_notebook(
-        staged, read_parameters(parameters), comment=f"From params/{parameters.name}"
+        staged, special, comment=f"From params/{parameters.name}, and stronger than the cell above"
     )
     commit = code_version()
     for number, cell in enumerate(staged.cells):

@@ -209,11 +209,17 @@ def test_the_projects_own_notebook_is_small_valid_and_complete(tmp_path):
     assert staged.stat().st_size <= 500_000
     notebook = nbformat.read(staged, as_version=4)
     nbformat.validate(notebook)
-    injected = next(cell for cell in notebook.cells if cell.id == "injected-parameters")
     values: dict = {}
+    given = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    exec(given.source, values)
+    before = dict(values)
+    injected = next(cell for cell in notebook.cells if cell.id == "injected-parameters")
     exec(injected.source, values)
     expected = yaml.safe_load((ROOT / "params" / "kaggle.yaml").read_text(encoding="utf-8"))
     assert {name: values[name] for name in expected} == expected
+    # An edit of the upper cell counts: the lower one sets nothing that is there already.
+    special = {line.split(" = ")[0] for line in injected.source.splitlines() if " = " in line}
+    assert special == {name for name in expected if before[name] != expected[name]}
     unpack(notebook, tmp_path / "empty")
     for name in package_modules(ROOT / "fer_helpers"):
         assert (tmp_path / "empty" / name).read_bytes() == (ROOT / name).read_bytes()
