@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from fer_helpers.checkpoints import CheckpointError
     from fer_helpers.export import ExportError
     from fer_helpers.faces import DetectorError
+    from fer_helpers.files import replace_file
     from fer_helpers.layouts import local_path
     from fer_helpers.prediction import PredictionError, load_classifier, predict_images
     from fer_helpers.sources import IMAGE_SUFFIXES
@@ -87,8 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for folder in (annotate, csv and csv.parent):
             if folder is not None:  # said now, not after a thousand pictures
                 folder.mkdir(parents=True, exist_ok=True)
-        if csv is not None and csv.exists():
-            csv.open("a").close()  # a folder, or open in another program
+        if csv is not None:  # a folder, open in another program, or where nothing may be written
+            is_new = not csv.exists()
+            csv.open("a").close()
+            if is_new:
+                csv.unlink()
         classifier = load_classifier(options.model, balanced=options.balanced)
         if options.model is None:
             print(f"Answers come from {classifier.path}.", file=sys.stderr)
@@ -101,22 +107,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             detector=options.detector,
             annotate_to=annotate,
         )
-        say(table)  # before anything is written, which may fail
+        try:
+            say(table)  # before anything is written, which may fail
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough; the table is still wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if csv is not None:
             # Names of files need not be text; what is not is written as \udc80 and the like.
-            table.to_csv(
-                csv,
+            write = functools.partial(
+                table.to_csv,
                 index=False,
                 float_format="%.6g",
                 encoding="utf-8",
                 errors="backslashreplace",
+                compression="gzip" if csv.suffix == ".gz" else None,
             )
+            replace_file(csv, write)
     except (CheckpointError, DetectorError, ExportError, PredictionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(
-            f"error: {error.filename or csv} cannot be written ({error.strerror}).",
+            f"error: {error.filename or csv or 'The output'} cannot be written ({error.strerror}).",
             file=sys.stderr,
         )
         return 2

@@ -178,9 +178,11 @@ def unpack(archive: Path, target: Path) -> None:
                     "make room and start again"
                 )
             file.extractall(target)
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+    # With a password, or packed in a way that Python does not know: the last two.
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
         raise DataError(
-            f"{archive} is not a complete zip file ({error}): delete it and download it again"
+            f"{archive} is not a complete zip file that can be unpacked ({error}): delete it and "
+            "download it again"
         ) from error
 
 

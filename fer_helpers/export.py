@@ -64,7 +64,7 @@ def _extra(name: str) -> ModuleType:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporters' and the quantizer's notes about themselves off the notebook."""
-    with warnings.catch_warnings(), tempfile.TemporaryFile("w") as nowhere:
+    with warnings.catch_warnings(), tempfile.TemporaryFile("w", encoding="utf-8") as nowhere:
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)
@@ -142,9 +142,10 @@ def export_onnx(
                     _write(net, example, draft, dynamo)
                 difference = _difference(net, draft, example)
             except Exception as error:  # an exporter may fail in any way; the other may not
-                faults.append(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+                text = (str(error).splitlines() or ["without a word"])[0][:200]
+                faults.append(f"{type(error).__name__}: {text}")
                 continue
-            if difference > TOLERANCE:
+            if not difference <= TOLERANCE:  # nor for what is not a number
                 faults.append(f"the logits differ by {difference:.2g}")
                 continue
             proto = onnx.load(draft)
@@ -184,8 +185,8 @@ def _difference(net: EmotionNet, path: Path, example: torch.Tensor) -> float:
         with torch.inference_mode():
             wanted = net(batch).numpy()
         got = session.run(None, {"faces": batch.contiguous().numpy()})[0]
-        largest = max(largest, float(np.abs(wanted - got).max()))
-    return largest
+        largest = np.maximum(largest, np.abs(wanted - got).max())  # `max` would forget a NaN
+    return float(largest)
 
 
 def _set_metadata(proto: Any, metadata: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -170,6 +170,11 @@ def _list_numbered(found: Recognized, folders: dict, order: list[str]) -> dict[s
             )
         files, notes = _gather(folder, role)
         emotions = [meaning[name.split("/")[1]] for name, *_ in files]
+        for number, emotion in meaning.items():
+            if emotion not in emotions:  # its class would be missing, and the next ones move up
+                raise DataError(
+                    f"{role}: the class folder {folder / number} is empty: unzip the dataset again"
+                )
         listings[role] = _named(role, folder, files, emotions, notes)
     read = ", ".join(f"{number} as {name}" for number, name in meaning.items())
     first = listings["train"]
@@ -182,16 +187,26 @@ def _as_number(name: str) -> tuple[int, str]:
     return (int(name), "") if name.isdigit() else (-1, name)
 
 
-def _gather(folder: Path, role: str) -> tuple[list[tuple[str, str, int, int]], list[str]]:
-    """Every file below a folder of folders, named from its role, and notes."""
+def _gather(
+    folder: Path, role: str, listed: Container[str] = ()
+) -> tuple[list[tuple[str, str, int, int]], list[str]]:
+    """Every file below a folder of folders, named from its role, and notes.
+
+    Files that are in no folder there are left out, unless a table has `listed` them.
+    """
     found, hidden, loops = walk_files(folder)
     files = [(f"{role}/{name}", *rest) for name, *rest in found]
     notes = [f"{role}: {hidden} hidden or system files ignored"] if hidden else []
     notes += [f"{role}: {loops} folder links that lead back not followed"] if loops else []
-    loose = [file for file in files if file[0].count("/") < 2]
-    notes += [f"{role}: {len(loose)} files beside the class folders ignored"] if loose else []
-    files = [file for file in files if file[0].count("/") >= 2]
-    return files, notes
+
+    def is_loose(name: str) -> bool:
+        below = name.split("/", 1)[1]
+        places = _plain(below), _plain(f"{folder.name}/{below}")
+        return "/" not in below and not any(place in listed for place in places)
+
+    loose = sum(is_loose(name) for name, *_ in files)
+    notes += [f"{role}: {loose} files beside the class folders ignored"] if loose else []
+    return [file for file in files if not is_loose(file[0])], notes
 
 
 def _meaning(numbers: Sequence[str], order: list[str], where: Path) -> dict[str, str]:
@@ -316,7 +331,7 @@ def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
     for role, folder in folders.items():
         if folder is None:
             continue
-        files, notes = _gather(folder, role)
+        files, notes = _gather(folder, role, labels)
         known, emotions = [], []
         for file in files:
             below = file[0].split("/", 1)[1]

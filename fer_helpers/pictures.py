@@ -231,7 +231,7 @@ def plain_image(image: Image.Image) -> Image.Image:
         raise ValueError("it has no pixels")
     # Known of the opened file only: what is turned below forgets its format.
     unmarked = image.format == "JPEG" and "adobe" not in image.info
-    upright = UPRIGHT.get(_orientation(image))
+    upright = UPRIGHT.get(orientation(image))
     if upright is not None:
         image = image.transpose(upright)
         image.info = {k: v for k, v in image.info.items() if k not in TURNED_BY}
@@ -254,7 +254,7 @@ def plain_image(image: Image.Image) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) where there is none that can be read."""
     try:
         return int(image.getexif().get(0x0112, 1))

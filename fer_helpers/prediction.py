@@ -392,7 +392,8 @@ def predict_images(
         detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
         batch_size: faces per forward pass.
         annotate_to: folder for copies of the pictures with boxes and labels, not one that holds
-            the pictures; no file that is there is replaced; None writes none.
+            the pictures (below one, it is passed over); no file that is there is replaced; None
+            writes none.
         progress: show a bar where the output is a terminal.
 
     Returns:
@@ -415,9 +416,9 @@ def predict_images(
         raise PredictionError(f"batch_size is {batch_size}: give 1 or more.")
     if detector is not None and crop != "none":
         shared_detector(detector)  # one that cannot be used is said now, not at the last picture
-    named = list(named_sources(sources))
+    annotate_to = annotate_to and local_path(annotate_to)
+    named = list(named_sources(sources, skip=annotate_to))
     if annotate_to is not None:
-        annotate_to = local_path(annotate_to)
         _keep_originals(named, annotate_to)
     rows: list[dict[str, Any]] = []
     waiting: list[_Picture] = []
@@ -465,7 +466,7 @@ def _keep_originals(named: Sequence[tuple[str, Any]], folder: Path) -> None:
         if not isinstance(source, str | os.PathLike):
             continue
         path = local_path(source)
-        if path.is_file() and path.parent.resolve() == written:
+        if os.path.isfile(path) and path.parent.resolve() == written:  # whatever a name is like
             raise PredictionError(
                 f"{folder} holds pictures that are to be predicted (such as {name}), and copies "
                 "would be taken for more of them: give the annotated copies a folder of their own."
@@ -588,7 +589,9 @@ def upload_widget(model: Any = None, **options: Any) -> Any:
         print('The upload button needs ipywidgets 8: pip install "ipywidgets>=8.1".')
         return None
     from fer_helpers.checkpoints import CheckpointError
+    from fer_helpers.export import ExportError
 
+    cannot = CheckpointError, DetectorError, ExportError, ImageError, PredictionError
     button = ipywidgets.FileUpload(accept="image/*", multiple=True, description="Photo")
     shown = ipywidgets.Output()
 
@@ -598,7 +601,7 @@ def upload_widget(model: Any = None, **options: Any) -> Any:
             for upload in change["new"]:
                 try:
                     predict_single_image(bytes(upload["content"]), model, **options)
-                except (CheckpointError, DetectorError, ImageError, PredictionError) as error:
+                except cannot as error:
                     print(f"{upload['name']}: {error}")
 
     button.observe(answer, names="value")

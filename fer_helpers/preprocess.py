@@ -126,6 +126,9 @@ class Preprocess:
         height, width = pixels.shape[-2:]
         if height == width == self.size:
             return pixels.float()
+        # CUDA's kernel keeps a window of this many pixels in memory that is too small for more.
+        if pixels.is_cuda and max(height, width) > 48 * self.size:
+            return self.resize(pixels.cpu()).to(pixels.device)
         # One channel at a time for a big photo: as float, 30 megapixels in color are 360 MB.
         planes = pixels.split(1, dim=1) if height * width > 2**22 else (pixels,)
         resized = [

@@ -201,16 +201,23 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     return plain_image(Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)))
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """The picture files below a folder (by their suffix), sorted, without hidden ones."""
-    root = Path(folder)
-    return sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    )
+def list_images(folder: str | Path, skip: str | Path | None = None) -> list[Path]:
+    """The picture files below a folder (by their suffix), sorted, without hidden ones.
+
+    Folders that are links are followed, each folder once; the subfolder `skip` is left out.
+    """
+    seen = {os.path.realpath(place) for place in (folder, skip) if place is not None}
+
+    def is_new(path: str) -> bool:
+        real = os.path.realpath(path)
+        return not (real in seen or seen.add(real))
+
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        visible = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in visible if is_new(os.path.join(place, name))]
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(p))
 
 
 def download_example(gdown_id: str, folder: str | Path) -> Path:
@@ -244,8 +251,8 @@ def download_example(gdown_id: str, folder: str | Path) -> Path:
     return Path(found)
 
 
-def named_sources(sources: Any) -> Iterator[tuple[str, Any]]:
-    """Every picture with a name for the table; folders are opened up."""
+def named_sources(sources: Any, skip: Path | None = None) -> Iterator[tuple[str, Any]]:
+    """Every picture with a name for the table; folders are opened up, all but `skip`."""
     single = isinstance(
         sources,
         str
@@ -263,7 +270,7 @@ def named_sources(sources: Any) -> Iterator[tuple[str, Any]]:
         if not isinstance(source, str | os.PathLike):
             yield str(getattr(source, "name", "") or f"picture {number}"), source
         elif source != "" and os.path.isdir(local_path(source)):
-            files = list_images(local_path(source))
+            files = list_images(local_path(source), skip)
             yield from ((str(file), file) for file in files)
             if not files:
                 yield str(source), ImageError(f"{source} holds no pictures.")

@@ -32,7 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fer_helpers.layouts import DataError, Listing
-from fer_helpers.pictures import plain_image
+from fer_helpers.pictures import orientation, plain_image
 
 Loaded = TypeVar("Loaded")
 
@@ -473,7 +473,7 @@ def _read(path: str, grey: bool, target: tuple[int, int] | None) -> _Picture:
 
 def _upright(image: Image.Image) -> Image.Image:
     """The picture as prediction would read it: upright, 8 bits, without transparency."""
-    rotated = image.getexif().get(0x0112, 1) in range(2, 9)
+    rotated = orientation(image) in range(2, 9)
     if image.mode in ("L", "RGB") and not rotated and not image.has_transparency_data:
         return image
     return plain_image(image)

@@ -257,6 +257,17 @@ def test_a_cut_archive_is_refused(tmp_path):
         download.unpack(tmp_path / "cut.zip", tmp_path / "data")
 
 
+def test_an_archive_with_a_password_is_refused(tmp_path):
+    locked = bytearray(small_archive())
+    with zipfile.ZipFile(io.BytesIO(locked)) as file:
+        start = file.start_dir  # of the list of members; each says whether it is encrypted
+    locked[start + 8] |= 1
+    locked[6] |= 1
+    (tmp_path / "locked.zip").write_bytes(locked)
+    with pytest.raises(DataError, match="password required"):
+        download.unpack(tmp_path / "locked.zip", tmp_path / "data")
+
+
 def test_an_archive_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.zip").write_bytes(small_archive())
     usage = type("Usage", (), {"free": 1000})

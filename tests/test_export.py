@@ -140,13 +140,34 @@ def test_the_old_exporter_steps_in(trained, tmp_path, monkeypatch, drawn):
     assert np.abs(got - torch_logits(trained, drawn[0][:20])).max() < 1e-4
 
 
-def test_a_file_that_disagrees_is_never_written(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("logit", [0.5, float("nan")])
+def test_a_file_that_disagrees_is_never_written(trained, tmp_path, monkeypatch, logit):
     pytest.importorskip("onnx")
+
+    class Session:
+        def run(self, _, inputs):
+            with torch.inference_mode():
+                right = trained.eval()(torch.from_numpy(inputs["faces"])).numpy()
+            return [right + logit]
+
     monkeypatch.setattr(export, "_write", lambda net, example, path, dynamo: None)
-    monkeypatch.setattr(export, "_difference", lambda net, path, example: 0.5)
-    with pytest.raises(ExportError, match=r"could not be exported.*differ by 0.5"):
+    monkeypatch.setattr(export, "_session", lambda path: Session())
+    before = trained.training
+    with pytest.raises(ExportError, match=rf"could not be exported.*differ by {logit}"):
         export_onnx(tmp_path / "net.onnx", trained, CLASSES, GREY)
+    trained.train(before)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_exporter_may_fail_without_a_word(trained, tmp_path, monkeypatch):
+    pytest.importorskip("onnx")
+
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(export, "_write", fail)
+    with pytest.raises(ExportError, match=r"\(AssertionError: without a word; Assert"):
+        export_onnx(tmp_path / "net.onnx", trained, CLASSES, GREY)
 
 
 def test_int8_loses_little(exported, trained, drawn, tmp_path):

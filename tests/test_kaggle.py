@@ -425,7 +425,7 @@ def run_as_on_kaggle(notebook: Path, folder: Path, inputs: Path | None = None, *
     assert done.returncode == 0, done.stderr[-3000:]
     cells = nbformat.read(folder.parent / "done.ipynb", as_version=4).cells
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    loaded = json.loads(outputs[-1].text)
+    loaded = json.loads("".join(output.text for output in cells[-1].outputs))
     assert {"fer_helpers.models", "fer_helpers.training"} <= set(loaded)
     for name, file in loaded.items():
         assert Path(file).resolve().is_relative_to(folder.resolve()), name

@@ -161,6 +161,35 @@ def test_answers_are_said_even_if_the_table_cannot_be_written(
     assert not said.out and "folder.csv cannot be written" in said.err
 
 
+def test_a_reader_that_has_seen_enough_costs_no_table(folder, checkpoint, monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        def flush(self):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        def fileno(self):
+            return unused.fileno()
+
+    with open("unused", "w") as unused:
+        monkeypatch.setattr(sys, "stdout", Closed())
+        assert main([str(folder), "--model", checkpoint, "--csv", "out.csv"]) == 0
+        monkeypatch.undo()
+    assert len(pd.read_csv(folder.parent / "out.csv")) == 3
+
+
+def test_a_full_disk_leaves_the_old_table(folder, checkpoint, monkeypatch):
+    def half(table, path, **_):
+        Path(path).write_text("half")
+        raise OSError(28, "No space left on device", str(path))
+
+    Path("out.csv").write_text("old")
+    monkeypatch.setattr(pd.DataFrame, "to_csv", half)
+    assert main([str(folder), "--model", checkpoint, "--csv", "out.csv"]) == 2
+    assert Path("out.csv").read_text() == "old"
+
+
 def test_wrong_arguments_exit_with_2(capsys):
     for arguments in ([], ["a.jpg", "--crop", "some"], ["a.jpg", "--what"]):
         with pytest.raises(SystemExit) as caught:

@@ -288,6 +288,19 @@ def test_a_label_table_overrules_the_folders(tmp_path):
     assert any("overrules the folder of 1" in note for note in splits.notes)
 
 
+@pytest.mark.parametrize("place", ["", "train/"])
+def test_a_label_table_of_pictures_without_folders(tmp_path, place):
+    rows = ["file,label"]
+    for i in range(70):
+        save(tmp_path / "flat" / place / f"{i}.png", picture(i))
+        rows.append(f"{place}{i}.png,{FER_FOLDERS[i % 7]}")
+    save(tmp_path / "flat" / place / "more" / "70.png", picture(70))
+    rows.append(f"{place}more/70.png,happy")
+    (tmp_path / "flat" / "labels.csv").write_text("\n".join(rows))
+    splits = load(tmp_path / "flat", tmp_path / "cache", selection_size=0)
+    assert len(splits.train) + sum(map(len, splits.tests)) == 71
+
+
 def test_a_label_table_beside_split_folders(tmp_path):
     root = tmp_path / "archive (3)"
     rows = ["pth,label"]
@@ -377,6 +390,16 @@ def test_numbered_folders_with_an_order(tmp_path):
         meant = ["Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger"]
         assert splits.train.class_names[label] == meant[int(file.split("/")[1])]
     assert any("0 as Neutral" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize("splits", [("test",), ("train", "test")])
+def test_a_numbered_folder_that_is_empty_is_refused(tmp_path, splits):
+    root = write_numbered(tmp_path / "numbers")
+    for split in splits:
+        for file in (root / split / "2").iterdir():
+            file.unlink()
+    with pytest.raises(DataError, match="2 is empty"):
+        load(root, tmp_path / "cache", order="neutral happy sad surprise fear disgust anger")
 
 
 # ---------------------------------------------------------------- any folder

@@ -617,6 +617,22 @@ def test_annotated_copies_never_replace_the_pictures(face, model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["me.jpg"]
 
 
+def test_annotated_copies_below_the_pictures_are_passed_over(face, model, tmp_path):
+    face.save(tmp_path / "me.jpg")
+    for copies in (1, 2):
+        given = tmp_path, model, PREPROCESS, NAMES
+        table = predict_images(*given, annotate_to=tmp_path / "out", progress=False)
+        assert [Path(name).name for name in table.file] == ["me.jpg"]
+        assert len(list((tmp_path / "out").iterdir())) == copies
+
+
+def test_a_name_too_long_for_a_file_stops_no_annotating(face, model, tmp_path):
+    long = "https:" + "/" * 2 + "[::1/" + 300 * "x" + ".jpg"
+    given = [long, face], model, PREPROCESS, NAMES
+    table = predict_images(*given, annotate_to=tmp_path / "out", progress=False)
+    assert table.error.tolist() == [True, False]
+
+
 @pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (65_535, 20)])
 def test_a_strip_is_annotated_without_growing(model, tmp_path, size):
     strip = Image.new("L", size, "gray")
@@ -640,6 +656,19 @@ def test_an_annotated_copy_of_a_long_name(face, model, tmp_path):
 
 def test_hidden_files_and_other_suffixes_are_left_out(folder):
     assert [p.name for p in list_images(folder)] == ["1.JPG", "2.png", "3 ü.webp", "broken.jpg"]
+
+
+def test_linked_folders_are_searched_once(face, tmp_path):
+    face_file = tmp_path / "elsewhere" / "1.png"
+    face_file.parent.mkdir()
+    face.save(face_file)
+    (tmp_path / "photos").mkdir()
+    try:
+        (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "photos")
+    except OSError:
+        pytest.skip("no links without a privilege on Windows")
+    assert list_images(tmp_path / "photos") == [tmp_path / "photos" / "linked" / "1.png"]
 
 
 def test_annotate_draws_on_a_copy():
