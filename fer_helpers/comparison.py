@@ -132,8 +132,8 @@ def read_runs(folders: Iterable[str | Path]) -> tuple[list[RunRecord], list[str]
 
 
 def find_runs(output_dir: str | Path) -> list[Path]:
-    """All run folders directly below `output_dir`, sorted by name."""
-    return sorted(path.parent for path in Path(output_dir).glob(f"*/{STATE}"))
+    """All run folders directly below `output_dir` that are not hidden, sorted by name."""
+    return sorted(path.parent for path in Path(output_dir).glob(f"[!.]*/{STATE}"))
 
 
 # %% [markdown]

@@ -7,6 +7,7 @@ Whatever is wrong with them is told at once, in one error, before any work start
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -263,13 +264,6 @@ class Config(BaseModel):
             problems.append("WARMUP needs SCHEDULE 'cosine' or 'onecycle': set it to 0 for plateau")
         if self.keep == "last" and self.early_stop:
             problems.append("EARLY_STOP chooses an epoch, so it needs KEEP 'best'")
-        if self.selection_size == 0 and (
-            self.keep == "best" or self.schedule == "plateau" or self.early_stop
-        ):
-            problems.append(
-                "SELECTION_SIZE 0 leaves nothing to choose on: use KEEP 'last', SCHEDULE 'cosine' "
-                "or 'onecycle', and EARLY_STOP 0 with it"
-            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -343,12 +337,19 @@ class Config(BaseModel):
         return {name.upper(): value for name, value in self.model_dump().items()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """The parameters that change the trained model; paths, budgets and figures do not."""
-        return {
+        """The parameters that change the trained model; paths, budgets and figures do not.
+
+        Votes that are learned are known by the SHA-256 of their table, wherever it lies.
+        """
+        known = {
             name.upper(): value
             for name, value in self.model_dump().items()
             if name not in NO_EFFECT_ON_THE_MODEL
         }
+        table = Path(self.ferplus_votes).expanduser()
+        if self.ferplus_weight and table.is_file():
+            known["FERPLUS_VOTES"] = hashlib.sha256(table.read_bytes()).hexdigest()
+        return known
 
     @property
     def drawn(self) -> bool:

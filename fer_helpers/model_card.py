@@ -89,7 +89,7 @@ def model_card(run: Run | str | Path) -> str:
     """
     record = read_run(run.folder if isinstance(run, Run) else run)
     results = record.metrics["results"]
-    shown = [result for result in results if result["headline"]] or results[:1]
+    shown = [result for result in results if result["headline"]][:1] or results[:1]  # its own
     lines = [f"# Model card: {escape(record.name)}", ""]
     if record.origin == "drawn":
         lines += [
@@ -136,7 +136,7 @@ def _what_it_is(record: RunRecord) -> list[str]:
     parts = {
         "Network": ("BACKBONE", "ATTENTION", "PRETRAINED"),
         "Input": ("IMAGE_SIZE", "INPUT_CHANNELS"),
-        "Training": ("PHASES", "LOSS", "OPTIMIZER", "SCHEDULE", "SEED"),
+        "Training": ("PHASES", "LOSS", "FERPLUS_WEIGHT", "OPTIMIZER", "SCHEDULE", "SEED"),
     }
     lines = ["## What it is", ""]
     for title, keys in parts.items():
@@ -177,6 +177,10 @@ def _data_and_terms(record: RunRecord) -> list[str]:
         hashes = sorted({s["content_hash"][:12] for s in stamps if s["dataset"] == dataset})
         content = ", ".join(map(escape, hashes))
         lines.append(f"- {escape(dataset)}: {terms}. Content hash {content}.")
+    if record.params.get("FERPLUS_WEIGHT"):
+        lines.append(
+            "- FER+ votes on the training faces of FER2013 were learned beside its labels."
+        )
     return [*lines, "- The pictures themselves are not passed on.", ""]
 
 
@@ -291,7 +295,7 @@ def _class_lines(result: Mapping[str, Any]) -> list[str]:
                 _share(right, truth),
                 rest,
                 _share(right, predicted),
-                _percent(row["f1"]),
+                _percent(row["f1"]) if row["support"] else "–",
             )
         )
     head = ("class", "n", "recall [95 %]", "leak-free recall [95 %]", "precision [95 %]", "F1")

@@ -261,16 +261,23 @@ def plot_class_scores(
     title: str = "Precision, recall and F1 per class",
     note: str = "",
 ) -> Figure:
-    """Draw precision, recall and F1 (0..1) side by side; `per_class` as `evaluate` returns it."""
+    """Draw precision, recall and F1 (0..1) side by side; `per_class` as `evaluate` returns it.
+
+    A class without an image has no bar for recall and F1.
+    """
     figure, axes = new_figure(3.7, title, note)
     ax = axes[0, 0]
     spots, handles = np.arange(len(per_class)), []
     for k, (key, color) in enumerate(
         zip(("precision", "recall", "f1"), (BLUE, ORANGE, GREEN), strict=True)
     ):
-        values = [float(scores[key]) for scores in per_class.values()]
+        values = [
+            float(scores[key]) if scores["support"] or key == "precision" else np.nan
+            for scores in per_class.values()
+        ]
         handles.append(ax.bar(spots + (k - 1) * 0.27, values, 0.25, color=color))
-        ax.bar_label(handles[-1], fmt="{:.2f}", fontsize=7, padding=1)
+        texts = ["" if np.isnan(value) else f"{value:.2f}" for value in values]
+        ax.bar_label(handles[-1], texts, fontsize=7, padding=1)
     name_ticks(ax, list(per_class))
     ax.set_ylim(0, 1.08)
     ax.set_yticks(np.arange(0, 1.01, 0.2))

@@ -191,17 +191,28 @@ def balance(
 
 
 def points_table(accurate: Scored, balanced: Scored) -> pd.DataFrame:
-    """Both operating points, a row each: scores, then the recall of every class, in percent."""
+    """Both operating points, a row each, one view of the same set.
+
+    Scores and the recall of every class are percent; a class without an image has none. *Interval*
+    and *leak-free* are the accuracy's, as in `score_table`.
+    """
     rows = {}
     tau = balanced.entries[0]["stamp"]["note"].rpartition(", ")[2]
     for name, score in (("as trained", accurate), (f"balanced, {tau}", balanced)):
-        numbers = score.numbers
+        numbers, known = score.numbers, score_table([score]).iloc[0]
         rows[name] = {
-            "accuracy": 100 * numbers["accuracy"],
-            "balanced accuracy": 100 * numbers["balanced_accuracy"],
-            "macro-F1": 100 * numbers["macro_f1"],
-        } | {f"{k} recall": 100 * v["recall"] for k, v in numbers["per_class"].items()}
-    return pd.DataFrame(rows).T.round(1)
+            "set": known["set"],
+            "n": known["n"],
+            "accuracy": known["accuracy"],
+            "95 % interval": known["95 % interval"],
+            "leak-free accuracy": known["leak-free accuracy"],
+            "balanced accuracy": round(100 * numbers["balanced_accuracy"], 1),
+            "macro-F1": round(100 * numbers["macro_f1"], 1),
+        } | {
+            f"{k} recall": round(100 * v["recall"], 1) if v["support"] else np.nan
+            for k, v in numbers["per_class"].items()
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 # %% [markdown]

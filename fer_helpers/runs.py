@@ -177,6 +177,22 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def expect(self, fingerprint: Mapping[str, Any]) -> None:
+        """Refuse to go on with other parameters than those that this run was opened with.
+
+        Args:
+            fingerprint: as `open_run` takes it.
+
+        Raises:
+            RunError: They differ, as after a change in a notebook that was not run from the start.
+        """
+        stored = _read_state(self.folder)["fingerprint"]
+        if found := fingerprint_differences(stored, _plain(fingerprint, self.origin)):
+            raise RunError(
+                f"Parameters have changed since {self.folder} was opened ({'; '.join(found)}): "
+                "choose a new RUN_NAME, and run all cells from the start."
+            )
+
     def finish(self) -> None:
         """Mark the run as finished: `RESUME=auto` without a name starts a new one from now on."""
         _write_state(self.folder, {**_read_state(self.folder), "finished": True})
@@ -200,6 +216,11 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:
     write_file(folder / STATE, json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+
+def _plain(fingerprint: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """A fingerprint as JSON gives it back."""
+    return json.loads(json.dumps({**fingerprint, "origin": origin}, default=str))
 
 
 def fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -262,7 +283,7 @@ def open_run(
     with explained("write to the output folder", output):
         output.mkdir(parents=True, exist_ok=True)
         _probe(output)
-    wanted = json.loads(json.dumps({**fingerprint, "origin": origin}, default=str))
+    wanted = _plain(fingerprint, origin)
 
     named = output / run_name
     resume = str(resume)
@@ -308,7 +329,8 @@ def _begin(output: Path, run_name: str, fingerprint: dict, origin: str, *, look:
     """Start a new run, unless we may `look` for an unfinished one and it fits: here or attached."""
     sentence = "A new run."
     if look and not run_name:
-        for folder, state in _unfinished(output.glob(f"*/{STATE}")):
+        # A hidden folder is a copy that was broken off.
+        for folder, state in _unfinished(output.glob(f"[!.]*/{STATE}")):
             if state["fingerprint"] == fingerprint:
                 return _continue(folder, output, "", fingerprint, origin)
     attached = _unfinished(attached_files(re.escape(STATE))) if look else []

@@ -9,10 +9,10 @@
 # %% [markdown]
 # # Facial Emotion Recognition
 #
-# A ResNet-34 with spatial attention learns eight emotions on AffectNet, is adapted to the seven of
-# FER2013, and is then evaluated so that a reviewer can believe it: every number says which images
-# it was taken on, how sure it is, and what it would be without the test images that also stand in
-# train.
+# By default, a ResNet-34 with spatial attention learns eight emotions on AffectNet, is adapted to
+# the seven of FER2013, and is then evaluated so that a reviewer can believe it: every score of a
+# test set says which images it was taken on, how sure it is, and what it would be without the test
+# images that also stand in train.
 #
 # **How to use this notebook**
 #
@@ -154,6 +154,7 @@ except ModuleNotFoundError:
     subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "--no-deps", HELPERS_URL])
 
 # %%
+import copy
 import time
 from functools import partial
 from pathlib import Path
@@ -201,20 +202,25 @@ from fer_helpers.watching import events_folder, watch_epochs
 # %% tags=["nbval-check-output"]
 config, banner = settle_data(Config.from_notebook(globals()))
 check_architecture(**config.model_kwargs())
-BATCH_SIZE, IMAGE_SIZE = config.batch_size, config.image_size
 print(banner or "Real faces.")
 
 # %% [markdown]
 # Where to compute, how precisely, and where the results go. One run has one folder: parameters,
 # checkpoints, numbers, figures and the model card.
 
+
+# %%
+def fingerprint(config):
+    """What makes the model: a run is continued, and trained, with the same only."""
+    return config.fingerprint() | {"PRECISION": precision}
+
+
 # %% tags=["nbval-ignore-output"]
 device = inference.pick_device(config.device)
 precision = inference.pick_precision(config.precision, device)
 where = {"device": device, "precision": precision}
 run = runs.open_run(
-    config.output_dir, config.run_name, config.to_dict(),
-    config.fingerprint() | {"PRECISION": precision}, config.resume,
+    config.output_dir, config.run_name, config.to_dict(), fingerprint(config), config.resume,
     origin="drawn" if config.drawn else "real",
 )  # fmt: skip
 started = time.monotonic()
@@ -238,7 +244,7 @@ if config.drawn:
     folders = [drawn / "affectnet", drawn / "fer2013" / "train", drawn / "fer2013" / "test"]
 reading = {
     name: getattr(config, name) for name in ("selection_size", "max_images", "max_bad_share")
-} | {"cache_dir": cache, "size": IMAGE_SIZE}
+} | {"cache_dir": cache, "size": config.image_size}
 
 # %% tags=["nbval-check-output"]
 affectnet = fer = None
@@ -311,7 +317,7 @@ chance = np.random.default_rng(config.seed)
 for name, splits in datasets.items():
     train = splits.train
     rows = [
-        train.images(chance.choice(np.flatnonzero(train.labels == k), 4))
+        train.images(chance.permutation(np.flatnonzero(train.labels == k))[:4])
         for k in range(len(train.class_names))
     ]
     title = f"{train.dataset}: random training faces"
@@ -371,11 +377,11 @@ else:
 channels = config.input_channels
 affectnet_transforms = {
     "train": Augment(**config.augment_kwargs("affectnet")),
-    "val": Preprocess(size=IMAGE_SIZE, channels=channels, grey=config.affectnet_grey),
+    "val": Preprocess(size=config.image_size, channels=channels, grey=config.affectnet_grey),
 }
 fer_transforms = {
     "train": Augment(**config.augment_kwargs("fer2013")),
-    "val": Preprocess(size=IMAGE_SIZE, channels=channels, grey=True),
+    "val": Preprocess(size=config.image_size, channels=channels, grey=True),
 }
 transforms = {"affectnet": affectnet_transforms, "fer2013": fer_transforms}
 print(fer_transforms["train"])
@@ -383,11 +389,11 @@ print(fer_transforms["val"])
 
 # %%
 for name, splits in datasets.items():
-    train, pre = splits.train, transforms[name]["val"]
-    faces = train.images(chance.choice(len(train), 5, replace=False))
+    train, plain = splits.train, transforms[name]["val"]
+    faces = train.images(chance.permutation(len(train))[:5])
     batch = torch.from_numpy(faces).permute(0, 3, 1, 2)
     generator = torch.Generator().manual_seed(config.seed)
-    augmented = pre.undo(transforms[name]["train"](batch, pre, generator))
+    augmented = plain.undo(transforms[name]["train"](batch, plain, generator))
     title = f"{train.dataset}: what augmentation does"
     show(plots.plot_augmentation(augmented, faces, title=title, note=note), f"{name}-augmentation")
 
@@ -398,11 +404,11 @@ for name, splits in datasets.items():
 # weighs the places of this map, and a small head that answers.
 
 # %% tags=["nbval-check-output"]
-final, stopped = None, ""
 torch.manual_seed(config.seed)
 classes = (affectnet or fer).train.class_names
-model = build_model(len(classes), **config.model_kwargs())
-print(describe(model))
+start = build_model(len(classes), **config.model_kwargs())
+phases = {}  # what each phase of training leaves behind
+print(describe(start))
 
 # %% [markdown]
 # Before training, a few steps are timed: better to know now than to wonder later.
@@ -411,14 +417,14 @@ print(describe(model))
 minutes = 0.0
 for name, splits in datasets.items():
     minutes += estimate_minutes(
-        model if name == "affectnet" or affectnet is None else swap_head(
-            build_model(len(classes), **{**config.model_kwargs(), "pretrained": "none"}),
-            classes, FER_CLASSES),
+        start if name == "affectnet" or affectnet is None else swap_head(
+            copy.deepcopy(start), classes, FER_CLASSES),
         splits.train, splits.selection, config.recipe(name), **where,
         preprocess=transforms[name]["val"], augment=transforms[name]["train"],
     )  # fmt: skip
 faster = "a GPU, a smaller IMAGE_SIZE or WIDTH, or fewer epochs"
-print(f"Training will take about {minutes:.0f} minutes here; faster: {faster}.")
+left = " What this run has done already is not done again." if run.resumed else ""
+print(f"Training takes about {minutes:.0f} minutes here; faster: {faster}.{left}")
 
 # %%
 machine = {
@@ -447,14 +453,14 @@ def curves(name, history, best_epoch=None):
 
 # %%
 if affectnet:
-    pre = affectnet_transforms["val"]
-    phase1 = train_phase(
-        model, affectnet.train, affectnet.selection, config.recipe("affectnet"),
-        run.folder / "affectnet", name="AffectNet", preprocess=pre,
+    run.expect(fingerprint(config))
+    model = eight = copy.deepcopy(start)
+    phases["affectnet"] = phase1 = train_phase(
+        eight, affectnet.train, affectnet.selection, config.recipe("affectnet"),
+        run.folder / "affectnet", name="AffectNet", preprocess=affectnet_transforms["val"],
         augment=affectnet_transforms["train"], **machine,
         on_epoch=watch_epochs(partial(curves, "affectnet"), events and events / "affectnet"),
     )  # fmt: skip
-    final, stopped = "affectnet", phase1.stopped
 
 # %%
 if affectnet and phase1.history:
@@ -481,17 +487,14 @@ def keep_predictions(scores, temperature):
 
 
 # %%
+first = []
 scoring = {"views": config.tta_views, "bootstrap": config.bootstrap, "seed": config.seed} | where
-metrics, first = {"results": [], "training": {}}, []
 if affectnet:
-    early = f"training was stopped early ({stopped})" if stopped else ""
+    early = f"training was stopped early ({phase1.stopped})" if phase1.stopped else ""
     which = early or ("the network after phase 1" if fer else "")
-    scores, temperature, chosen_on = score_tests(model, affectnet, pre, note=which, **scoring)
+    pre = affectnet_transforms["val"]
+    scores, temperature, chosen_on = score_tests(eight, affectnet, pre, note=which, **scoring)
     first = [entry for score in scores for entry in score.entries]
-    metrics["training"]["affectnet"] = {
-        "best_epoch": phase1.best_epoch, "selection_set": describe_selection(affectnet.selection),
-        "stopped": phase1.stopped,
-    }  # fmt: skip
     keep_predictions(scores, temperature)
     display(score_table(scores))
 
@@ -499,32 +502,37 @@ if affectnet:
 # ## Phase 2: FER2013, 7 classes
 #
 # The head is exchanged *by class name*: Contempt has no partner in FER2013 and is dropped.
-# Backbone, attention and head then learn at three different rates, the new head fastest. With
+# Backbone, attention and head then learn at rates of their own (`FER_LR_...`). With
 # `FERPLUS_WEIGHT`, a second head learns people's votes, and stays behind when training has ended.
 
-# %%
-if fer and not stopped:
-    if affectnet:
-        generator = torch.Generator().manual_seed(config.seed)
-        model = swap_head(
-            model, AFFECTNET_CLASSES, FER_CLASSES, carry=config.carry_head, generator=generator
-        )
-    pre = fer_transforms["val"]
-    phase2 = train_phase(
-        model, fer.train, fer.selection, config.recipe("fer2013"), run.folder / "fer2013",
-        name="FER2013", preprocess=pre, augment=fer_transforms["train"], votes=votes, **machine,
-        on_epoch=watch_epochs(partial(curves, "fer2013"), events and events / "fer2013"),
-    )  # fmt: skip
-    final, stopped = "fer2013", phase2.stopped
 
 # %%
-if final == "fer2013" and phase2.history:
+def with_seven_classes(net):
+    """A copy of a network, with a head for FER2013's classes."""
+    net = copy.deepcopy(net)
+    if not affectnet:
+        return net
+    generator = torch.Generator().manual_seed(config.seed)
+    return swap_head(
+        net, AFFECTNET_CLASSES, FER_CLASSES, carry=config.carry_head, generator=generator
+    )
+
+
+# %%
+if fer and not (affectnet and phase1.stopped):
+    run.expect(fingerprint(config))
+    model = with_seven_classes(eight if affectnet else start)
+    phases["fer2013"] = phase2 = train_phase(
+        model, fer.train, fer.selection, config.recipe("fer2013"), run.folder / "fer2013",
+        name="FER2013", preprocess=fer_transforms["val"], augment=fer_transforms["train"],
+        votes=votes, **machine,
+        on_epoch=watch_epochs(partial(curves, "fer2013"), events and events / "fer2013"),
+    )  # fmt: skip
+
+# %%
+if "fer2013" in phases and phase2.history:
     records.write_history(run, "fer2013", phase2.history)
     timing["fer2013"] = sum(row["seconds"] for row in phase2.history)
-    metrics["training"]["fer2013"] = {
-        "best_epoch": phase2.best_epoch, "selection_set": describe_selection(fer.selection),
-        "stopped": phase2.stopped,
-    }  # fmt: skip
     show(curves("fer2013", phase2.history, phase2.best_epoch), "fer2013-history")
 
 # %% [markdown]
@@ -533,6 +541,7 @@ if final == "fer2013" and phase2.history:
 # - The *headline* is the first row: one view, images that nothing was chosen on.
 # - *Views*: the mean over mirrored and slightly moved copies, always the same ones.
 # - *Leak-free*: without the test images that also stand in train.
+# - A run that was stopped says so, and is scored again when it has gone on to its end.
 # - The interval says how far the accuracy would move with other images of the same kind.
 # - *Top-2*: the right answer is among the two likeliest. *Balanced accuracy* and *macro-F1* are
 #   means over classes, so that rare ones count as much; *kappa* is the accuracy beyond chance.
@@ -540,13 +549,13 @@ if final == "fer2013" and phase2.history:
 #   that corrects them was fitted on other images, so that it may also hurt a little.
 
 # %%
-splits = datasets[final]
+final = list(phases)[-1]
+splits, pre, stopped = datasets[final], transforms[final]["val"], phases[final].stopped
 class_names = splits.train.class_names
+early = f"training was stopped early ({stopped})" if stopped else ""
 if final == "fer2013":
-    early = f"training was stopped early ({stopped})" if stopped else ""
     scores, temperature, chosen_on = score_tests(model, splits, pre, note=early, **scoring)
 results = first if final == "affectnet" else [e for s in scores for e in s.entries] + first
-metrics["results"] = results
 headline = scores[0]
 test, numbers = headline.test, headline.numbers
 confusion = np.array(numbers["confusion"])
@@ -561,16 +570,21 @@ print(evaluation.report_text(confusion, class_names))
 
 # %% [markdown]
 # The same network at two operating points. The second takes a part (tau) of the class shares off
-# the logits, as much as gives the best macro-F1 on the selection set: it finds more of the rare
-# classes and is right a little less often. Tau 0 means that nothing was to be gained, as after
+# the logits, as much as gives the best macro-F1 on the selection set: it usually finds more of the
+# rare classes and is right a little less often. Tau 0 means that nothing was to be gained, as after
 # training with class weights or a balanced sampler. The headline stays the first.
 
 # %%
-balanced_shift = []
+balanced_shift, metrics = [], {"results": results, "training": {}}
 if chosen_on is not None:
     balanced, balanced_shift = balance(headline, splits, chosen_on, bootstrap=config.bootstrap)
-    metrics["results"] = [*results, *balanced.entries]
+    metrics["results"] = results + (list(balanced.entries) if any(balanced_shift) else [])
     display(points_table(headline, balanced))
+for name, phase in phases.items():
+    metrics["training"][name] = {
+        "best_epoch": phase.best_epoch, "stopped": phase.stopped,
+        "selection_set": describe_selection(datasets[name].selection),
+    }  # fmt: skip
 
 # %% [markdown]
 # Which class is taken for which: first as counts, then as shares of each true class.
@@ -606,10 +620,9 @@ print(exploration.slices_text(parts))
 # The model, every prediction and the numbers so far are kept now, whatever happens further down.
 
 # %%
-trained = metrics["training"].get(final, {"best_epoch": 0})
 extra = {
     "origin": run.origin, "dataset": test.dataset, "run": run.name,
-    "best_epoch": trained["best_epoch"], "temperatures": headline.temperatures,
+    "best_epoch": phases[final].best_epoch, "temperatures": headline.temperatures,
 }  # fmt: skip
 save_model(
     run.path("model.safetensors"), model, class_names, pre, temperature=temperature,
@@ -651,7 +664,8 @@ else:
     print("No face of the test set was misclassified.")
 
 # %% [markdown]
-# Look into a cell of the confusion matrix. The first choice is the most frequent confusion.
+# Look into a cell of the confusion matrix. The first choice is the confusion that takes the largest
+# share of its true class.
 
 # %%
 confused = evaluation.top_confusions(confusion, class_names, k=1, above=0.0)
@@ -704,7 +718,8 @@ if test_votes is not None and final == "fer2013":
     else:
         print("No label is disputed.")
 else:
-    print("FERPLUS_VOTES names no table of votes.")
+    after = "Votes are compared after phase 2." if config.ferplus_votes else ""
+    print(after or "FERPLUS_VOTES names no table of votes.")
 
 # %% [markdown]
 # Where the network looked, on faces it got right and wrong. The *mask* is what its own attention
@@ -815,13 +830,14 @@ show(
 # %%
 fixed = fixed_sample(len(test))
 of_these = about.replace(f"{len(test):,} images", f"{len(fixed):,} of {len(test):,} images")
-if config.embedding:
+mapped = config.embedding and len(fixed) >= 5
+if mapped:
     features = inference.embed(model, test.take(fixed), pre, **where)
     points = exploration.embedding_map(features, seed=config.seed)
     figure = plots.plot_embedding(points, test.labels[fixed], class_names, note=of_these)
     show(figure, "embedding")
 else:
-    print("EMBEDDING is off.")
+    print("EMBEDDING is off." if not config.embedding else "Fewer than 5 faces make no map.")
 
 
 # %%
@@ -833,7 +849,7 @@ def against(one=pair[0], other=pair[1]):
     )  # fmt: skip
 
 
-if config.embedding:
+if mapped:
     play(against, "embedding-pair", one=list(class_names), other=list(class_names))
 
 # %% [markdown]

@@ -97,13 +97,6 @@ def test_drawn_and_real_faces_never_meet(names):
     assert "drawn and real faces never meet in one run" in line
 
 
-def test_nothing_is_chosen_without_a_selection_set():
-    (line,) = refused({"SELECTION_SIZE": 0})
-    assert "KEEP 'last'" in line
-    ways_out = {"SELECTION_SIZE": 0, "KEEP": "last", "SCHEDULE": "cosine"}
-    assert Config.from_values(ways_out, "x").selection_size == 0
-
-
 def test_rare_classes_are_not_made_up_for_twice():
     (line,) = refused({"SAMPLER": "balanced"})
     assert "set CLASS_WEIGHTS to 'none'" in line
@@ -240,6 +233,21 @@ def test_changed_is_checked_and_leaves_the_first_alone():
 def test_config_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 3
+
+
+def test_learned_votes_are_known_by_what_stands_in_them(tmp_path):
+    table, copy = tmp_path / "votes.csv", tmp_path / "copy.csv"
+    for path in (table, copy):
+        path.write_text("a")
+
+    def of(path, weight=0.5):
+        return Config(ferplus_votes=str(path), ferplus_weight=weight).fingerprint()
+
+    before = of(table)
+    assert before == of(copy)
+    table.write_text("b")
+    assert before != of(table)
+    assert of(table, 0.0) == of(copy, 0.0)  # only looked at afterwards
 
 
 def test_fingerprint_leaves_out_what_does_not_change_the_model():

@@ -125,6 +125,16 @@ def test_what_a_turn_says_about_pose_and_blur_about_sharpness(run, tmp_path):
     assert "blur" not in said
 
 
+def test_the_card_speaks_of_the_last_phase(run, tmp_path):
+    two = metrics_of(run)
+    earlier = json.loads(json.dumps(two["results"][0]))
+    earlier["stamp"] |= {"dataset": "AffectNet", "note": "the network after phase 1"}
+    assert earlier["headline"]
+    write_metrics(run, {**two, "results": [*two["results"], earlier]})
+    scores, rest = model_card(run).split("## How far its confidence")
+    assert "AffectNet" in scores and "AffectNet" not in rest
+
+
 def test_calibration_stands_beside_what_a_calibrated_model_would_show(run):
     numbers = metrics_of(run)["results"][0]["numbers"]
     low, high = numbers["ece_calibrated_range"]

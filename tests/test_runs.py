@@ -89,6 +89,18 @@ def test_auto_refuses_another_fingerprint_and_says_what_differs(tmp_path):
     assert before == {path.name: path.read_bytes() for path in first.folder.iterdir()}
 
 
+def test_parameters_that_changed_after_opening_are_not_trained_with(run):
+    run.expect(FINGERPRINT)
+    with pytest.raises(RunError, match=r"seed: 1 there, 2 now.*new RUN_NAME"):
+        run.expect({**FINGERPRINT, "seed": 2})
+
+
+def test_a_copy_that_was_broken_off_is_never_continued(tmp_path):
+    whole = opened(tmp_path / "runs", name="")
+    whole.folder.rename(tmp_path / "runs" / f".{whole.name}.partial")
+    assert not opened(tmp_path / "runs", name="").resumed
+
+
 def test_drawn_and_real_are_never_one_run(tmp_path):
     opened(tmp_path)
     with pytest.raises(RunError, match="origin"):
