@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from fer_helpers import data_check
-from fer_helpers.data import DataError, FaceSet, load_affectnet, load_faces, load_fer2013
+from fer_helpers.any_layout import load_faces
+from fer_helpers.data import DataError, FaceSet, load_affectnet, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, near_twins, write_duplicates
 from tests.faces_on_disk import picture, save, write_affectnet, write_fer
 
