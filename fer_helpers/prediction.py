@@ -38,9 +38,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fer_helpers import faces as face_tools
 from fer_helpers.classifier import Classifier, PredictionError, load_classifier
-from fer_helpers.faces import Detector, DetectorError, Face
+from fer_helpers.detectors import Detector, DetectorError, Face, shared_detector
+from fer_helpers.faces import crop_face, find_faces
 from fer_helpers.files import replace_file
 from fer_helpers.front_end import front_end
 from fer_helpers.layouts import local_path
@@ -133,25 +133,6 @@ class _Picture:
     note: str = ""
 
 
-@functools.cache
-def _default_detector(path: str | None, variable: str | None) -> Detector:
-    """The detector of this process; loading takes longer than a detection."""
-    del variable  # part of the key: a changed environment is looked at again
-    return face_tools.load_detector(path)
-
-
-def shared_detector(given: Detector | str | Path | None) -> Detector:
-    """The detector that was given, or the one at that path, or the default; loaded once.
-
-    Raises:
-        DetectorError: it cannot be had.
-    """
-    if given is None or isinstance(given, str | os.PathLike):
-        path = None if given is None else str(given)
-        return _default_detector(path, os.environ.get(face_tools.MODEL_VARIABLE))
-    return given
-
-
 def _cut(
     picture: _Picture, classifier: Classifier, crop: str, detector: Detector | str | Path | None
 ) -> None:
@@ -170,9 +151,9 @@ def _cut(
             raise
         picture.note = str(error)
         return
-    found = face_tools.find_faces(image, detector=loaded)
+    found = find_faces(image, detector=loaded)
     picture.crops = [
-        face_tools.crop_face(image, face, classifier.margin, size=classifier.size) for face in found
+        crop_face(image, face, classifier.margin, size=classifier.size) for face in found
     ]
     picture.boxes = [_whole_box(face) for face in found]
     notes = (picture.note, loaded.note, NO_FACE_NOTE * (not found))
@@ -291,7 +272,7 @@ def predict_single_image(
             checkpoint's, or 0.5.
         views: 1, or up to 10 for test-time augmentation.
         temperature: for the softmax; None is the checkpoint's, or 1.
-        detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
+        detector: from `detectors.load_detector`, or the path of YuNet's file; None looks for it.
 
     Returns:
         A `Prediction`, which unpacks as `label, confidence` (percent). Without a face the label is
@@ -389,7 +370,7 @@ def predict_images(
             checkpoint's, or 0.5.
         views: 1, or up to 10 for test-time augmentation.
         temperature: for the softmax; None is the checkpoint's, or 1.
-        detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
+        detector: from `detectors.load_detector`, or the path of YuNet's file; None looks for it.
         batch_size: faces per forward pass.
         annotate_to: folder for copies of the pictures with boxes and labels, not one that holds
             the pictures; no file that is there is replaced; None writes none.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from fer_helpers.faces import NO_DETECTOR, Detector, DetectorError, Face, crop_face, find_faces
+from fer_helpers.detectors import NO_DETECTOR, Detector, DetectorError, Face, shared_detector
+from fer_helpers.faces import crop_face, find_faces
 from fer_helpers.layouts import local_path
 from fer_helpers.prediction import (
     Prediction,
@@ -19,7 +20,6 @@ from fer_helpers.prediction import (
     annotate,
     check_options,
     load_classifier,
-    shared_detector,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def predict_video(
         min_confidence: probability (0 to 1) below which an answer is uncertain; None is the
             checkpoint's, or 0.5.
         temperature: for the softmax; None is the checkpoint's, or 1.
-        detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
+        detector: from `detectors.load_detector`, or the path of YuNet's file; None looks for it.
 
     Returns:
         One row per face and frame: frame (from 0), seconds, person (number from 1, kept while the
