@@ -81,6 +81,11 @@ class Face:
         return self.box[3] - self.box[1]
 
     @property
+    def whole_box(self) -> tuple[int, int, int, int]:
+        """The box in whole pixels."""
+        return tuple(round(value) for value in self.box)
+
+    @property
     def roll(self) -> float:
         """Angle of the line through the eyes in degrees, positive clockwise; 0.0 if unknown.
 

@@ -163,6 +163,7 @@ import torch
 from IPython.display import display
 
 from fer_helpers import evaluation, explain, exploration, inference, plots, records, runs, versions
+from fer_helpers.answers import annotate
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
 from fer_helpers.config import Config
@@ -181,7 +182,7 @@ from fer_helpers.layouts import canonical_emotion, local_path
 # %%
 from fer_helpers.model_card import model_card
 from fer_helpers.models import build_model, check_architecture, describe, swap_head
-from fer_helpers.prediction import annotate, predict_faces, predict_single_image, upload_widget
+from fer_helpers.prediction import predict_faces, predict_single_image, upload_widget
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import (
     balance,

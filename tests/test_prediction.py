@@ -18,17 +18,15 @@ from torch import nn
 from torchvision.transforms import v2
 
 from fer_helpers import detectors, faces, prediction, sources
+from fer_helpers.answers import Prediction, annotate, plot_answer
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.detectors import Detector, DetectorError, Face
 from fer_helpers.models import build_model
 from fer_helpers.pictures import ImageError
 from fer_helpers.prediction import (
-    Prediction,
     PredictionError,
-    annotate,
     load_classifier,
-    plot_answer,
     predict_faces,
     predict_images,
     predict_single_image,
