@@ -35,7 +35,8 @@ from fer_helpers.augment import Augment
 from fer_helpers.config import Config
 from fer_helpers.data import load_fer2013
 from fer_helpers.demo_faces import write_demo_faces
-from fer_helpers.inference import pick_device, pick_precision
+from fer_helpers.feeding import Feed
+from fer_helpers.inference import pick_device, pick_precision, repeatable
 from fer_helpers.models import build_model
 from fer_helpers.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from fer_helpers.recipes import Phase, make_loss, make_parts
@@ -133,11 +134,11 @@ def our_phase(options, size: int, device: torch.device, precision: str) -> Phase
 def our_loop(options, size: int, device: torch.device, precision: str):
     """A function that runs our loop, `train_epoch` itself, for so many steps; saves nothing."""
     phase = our_phase(options, size, device, precision)
-    parts, feed = make_parts(phase, net(options, device)), training.Feed(phase)
+    parts, feed = make_parts(phase, net(options, device)), Feed(phase)
     keeper = SimpleNamespace(age=lambda: 0.0, save=lambda *_, **__: None)
     progress = Progress()
 
-    @training.repeatable(device)  # as `train_phase` trains
+    @repeatable(device)  # as `train_phase` trains
     def advance(steps: int) -> None:
         nonlocal progress
         done = 0
@@ -159,14 +160,14 @@ def our_loop(options, size: int, device: torch.device, precision: str):
 def our_step(options, size: int, device: torch.device, precision: str, *, augmented: bool):
     """A function that makes so many of our steps on one batch, with or without augmenting it."""
     phase = our_phase(options, size, device, precision)
-    batch = training.Feed(phase)(np.arange(RECIPE.batch_size))
+    batch = Feed(phase)(np.arange(RECIPE.batch_size))
     if not augmented:
         ready = phase.augment(batch[0], phase.preprocess, torch.Generator())
         ready = ready.contiguous(memory_format=torch.channels_last)
         phase = replace(phase, augment=lambda *_: ready)
     parts = make_parts(phase, net(options, device).train())
 
-    @training.repeatable(device)
+    @repeatable(device)
     def advance(steps: int) -> None:
         for _ in range(steps):
             training.train_step(phase, parts, *batch, 0)
@@ -248,7 +249,7 @@ def saving(options, device: torch.device, folder: Path) -> None:
     model = net(options, device)
     keeper = Keeper(folder, phase, model, commit="", extra=None, log=print)
     parts = make_parts(phase, model)
-    training.train_step(phase, parts, *training.Feed(phase)(np.arange(8)), 0)
+    training.train_step(phase, parts, *Feed(phase)(np.arange(8)), 0)
     keeper.keep(parts)
     took = []
     for _ in range(3):

@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Only now: torch takes seconds to import, and --help should not.
     from fer_helpers.checkpoints import CheckpointError
+    from fer_helpers.detectors import DetectorError
     from fer_helpers.export import ExportError
-    from fer_helpers.faces import DetectorError
     from fer_helpers.files import replace_file
     from fer_helpers.layouts import local_path
     from fer_helpers.prediction import PredictionError, load_classifier, predict_images

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fer_helpers import faces as face_tools
+from fer_helpers.faces import AFFECTNET_MARGIN, FER_MARGIN
 from fer_helpers.inference import predict_logits
 from fer_helpers.preprocess import Preprocess
 
@@ -62,7 +62,7 @@ class Classifier:
     def margin(self) -> float:
         """Margin of the training crops: AffectNet's if the model knows Contempt, else FER2013's."""
         tight = "Contempt" not in self.class_names
-        return face_tools.FER_MARGIN if tight else face_tools.AFFECTNET_MARGIN
+        return FER_MARGIN if tight else AFFECTNET_MARGIN
 
     @property
     def size(self) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fer_helpers.data import load_faces
+from fer_helpers.any_layout import load_faces
 from fer_helpers.evaluation import evaluate
 from fer_helpers.runs import RunError
 from fer_helpers.splits import TestSet
@@ -72,7 +72,7 @@ def load_others(
         folders: separated by commas; empty for none.
         model_classes: names of the classes that the model will answer with.
         origin: `"drawn"` or `"real"`, as of the run.
-        **reading: other arguments of `data.load_faces`.
+        **reading: other arguments of `any_layout.load_faces`.
 
     Raises:
         DataError: a folder cannot be read.

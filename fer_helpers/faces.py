@@ -17,279 +17,26 @@
 # The detector is YuNet (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine
 # Intelligence Research 20, 2023), run by OpenCV. It needs `opencv-python-headless` (the extra
 # `[faces]`) and one file of 233 KB, which comes with the package. Ready crops need neither.
+# `detectors.py` finds that file and loads it.
 
 # %%
 """Find the faces in a photo and cut them out the way the training crops were cut."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import hashlib
-import importlib.resources
 import math
-import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from fer_helpers.files import replace_file
-from fer_helpers.layouts import local_path
-from fer_helpers.mounts import attached_files
-from fer_helpers.sources import FetchError, fetch
-
-MODEL_NAME = "face_detection_yunet_2023mar.onnx"
-MODEL_URL = (
-    f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{MODEL_NAME}"
-)
-MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
-MODEL_MAX_BYTES = 1_000_000
-SHIPPED_MODEL = Path(str(importlib.resources.files("fer_helpers"))) / "weights" / MODEL_NAME
-MIN_SIDE = 64  # pixels; two cells of YuNet's coarsest grid
-MODEL_VARIABLE = "FER_FACE_DETECTOR"
-NO_DETECTOR = "no detector here: give a crop or the model file"
+from fer_helpers.detectors import Detector, Face, shared_detector
 
 # Measured with YuNet on 1,200 training images each: its box is 1.02 times as high as a FER2013 crop
 # and 0.80 times as high as a crop of our AffectNet-derived set (medians), centered within 2 % of
 # the side in both.
 FER_MARGIN = 0.0
 AFFECTNET_MARGIN = 0.12
-
-
-class DetectorError(RuntimeError):
-    """No usable face detector; the message says in one sentence what to do."""
-
-
-# %% [markdown]
-# ## One face
-# A box and a score, and where the detector gives them, five points. Everything is in pixels of the
-# photo that was given.
-
-
-# %%
-@dataclass(frozen=True)
-class Face:
-    """One detected face, in pixels of the photo (x to the right, y down).
-
-    Attributes:
-        box: left, top, right, bottom; may reach beyond the photo where the face is cut off.
-        score: how sure the detector is, 0 to 1; `nan` from the cascade, which gives none.
-        landmarks: the eye at the viewer's left, the eye at the viewer's right, nose tip, and the
-            mouth corners in the same order, each (x, y); None from the cascade.
-    """
-
-    box: tuple[float, float, float, float]
-    score: float
-    landmarks: tuple[tuple[float, float], ...] | None = None
-
-    @property
-    def width(self) -> float:
-        """Width of the box in pixels."""
-        return self.box[2] - self.box[0]
-
-    @property
-    def height(self) -> float:
-        """Height of the box in pixels."""
-        return self.box[3] - self.box[1]
-
-    @property
-    def roll(self) -> float:
-        """Angle of the line through the eyes in degrees, positive clockwise; 0.0 if unknown.
-
-        Seen from the side the eyes nearly coincide and their line says nothing about the head, so
-        it is used only when they stand at least a fifth of the box apart.
-        """
-        if self.landmarks is None:
-            return 0.0
-        (left_x, left_y), (right_x, right_y) = self.landmarks[:2]
-        if math.hypot(right_x - left_x, right_y - left_y) < 0.2 * self.width:
-            return 0.0
-        return math.degrees(math.atan2(right_y - left_y, right_x - left_x))
-
-
-# %% [markdown]
-# ## The detector's file
-# Looked for in this order: the path that was given, the environment variable `FER_FACE_DETECTOR`,
-# beside the package's own weights (the notebook for Kaggle travels without them), the user's cache,
-# a Kaggle input, and last the OpenCV zoo's address. What we find or fetch ourselves must have the
-# known SHA-256; a file that somebody names on purpose may be another YuNet.
-
-
-# %%
-def find_model(path: str | Path | None = None) -> bytes:
-    """Return the bytes of YuNet's ONNX file, fetching it once where it is not here.
-
-    Args:
-        path: the file, if somebody has it; None looks in the places listed above.
-
-    Raises:
-        DetectorError: the given file is missing, or nothing was found and fetching failed.
-    """
-    named = path or os.environ.get(MODEL_VARIABLE)
-    if named:
-        try:
-            return local_path(named).read_bytes()
-        except OSError as error:
-            raise DetectorError(
-                f"The face detector {str(named)!r} cannot be read ({error.strerror}); "
-                "correct the path or leave it out."
-            ) from error
-    import platformdirs  # comes with every Jupyter installation
-
-    kept = platformdirs.user_cache_path("fer-helpers", appauthor=False) / MODEL_NAME
-    for candidate in (SHIPPED_MODEL, kept, *attached_files(re.escape(MODEL_NAME))):
-        with contextlib.suppress(OSError):
-            content = candidate.read_bytes()
-            if hashlib.sha256(content).hexdigest() == MODEL_SHA256:
-                return content
-    content = _fetch_model(MODEL_URL)
-    if isinstance(content, str):
-        raise DetectorError(content)
-    # A cache that cannot be written costs a download next time, nothing else.
-    with contextlib.suppress(OSError):
-        replace_file(kept, lambda path: path.write_bytes(content))
-    return content
-
-
-@functools.cache
-def _fetch_model(url: str) -> bytes | str:
-    """Download and check the file; on failure the sentence that says so (kept for this process)."""
-    try:
-        content = fetch(url, max_bytes=MODEL_MAX_BYTES)
-    except FetchError as error:
-        return f"The face detector could not be fetched: {error}"
-    if hashlib.sha256(content).hexdigest() != MODEL_SHA256:
-        return f"What {url} sent is not {MODEL_NAME} (its SHA-256 differs), so it was not used."
-    return content
-
-
-# %% [markdown]
-# ## Loading a detector
-# Without the file, OpenCV 4 still carries the frontal cascade of Viola and Jones (2001): it finds
-# upright frontal faces, no eyes, and mistakes more things for faces, so its use is said in a note.
-# OpenCV 5 has no cascades.
-
-
-# %%
-@dataclass(frozen=True)
-class Detector:
-    """A loaded detector.
-
-    Attributes:
-        kind: "yunet" or "cascade".
-        net: OpenCV's object.
-        note: what a user should know about its answers; "" for nothing.
-    """
-
-    kind: str
-    net: Any
-    note: str = ""
-
-    def detect(self, pixels: np.ndarray, min_score: float) -> list[Face]:
-        """Faces in a uint8 RGB array (H, W, 3), in its own pixels and at its own scale."""
-        if self.kind == "cascade":
-            # Equalized grey and a first window of 24 pixels are what the cascade was trained with.
-            import cv2
-
-            grey = cv2.equalizeHist(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
-            found = self.net.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=6)
-            return [_cascade_face(*map(float, box)) for box in found]
-        # In thinner strips OpenCV 4.14 sees faces that are not there, 1e20 pixels wide or nan. It
-        # fills every picture up to a multiple of 32 with the same black itself.
-        missing = [(0, max(MIN_SIDE - side, 0)) for side in pixels.shape[:2]]
-        pixels = np.pad(pixels, [*missing, (0, 0)])
-        height, width = pixels.shape[:2]
-        self.net.setInputSize((width, height))
-        self.net.setScoreThreshold(min_score)
-        # YuNet was trained on BGR pictures.
-        _, found = self.net.detect(np.ascontiguousarray(pixels[:, :, ::-1]))
-        return [_yunet_face(row) for row in ([] if found is None else found.tolist())]
-
-
-def load_detector(path: str | Path | None = None) -> Detector:
-    """Load YuNet, or where its file cannot be had OpenCV 4's frontal cascade.
-
-    Args:
-        path: YuNet's ONNX file; None looks for it (see `find_model`).
-
-    Raises:
-        DetectorError: OpenCV is not installed, the given file is not usable, or there is neither
-            file nor cascade.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise DetectorError(
-            f"{NO_DETECTOR} (finding faces needs OpenCV: pip install opencv-python-headless)."
-        ) from error
-    try:
-        content = find_model(path)
-    except DetectorError as error:
-        if path or os.environ.get(MODEL_VARIABLE):
-            raise
-        if not hasattr(cv2, "CascadeClassifier"):
-            raise DetectorError(f"{NO_DETECTOR} ({error})") from error
-        return _load_cascade()
-    buffer = np.frombuffer(content, np.uint8)
-    try:
-        with _quiet(cv2):
-            # From memory: OpenCV cannot open every path (accents on Windows), and these are the
-            # bytes that were checked.
-            net = cv2.FaceDetectorYN.create("onnx", buffer, np.empty(0, np.uint8), (320, 320))
-            # Another kind of network loads just as well, and fails at its first picture.
-            net.detect(np.zeros((320, 320, 3), np.uint8))
-    except (cv2.error, AttributeError) as error:
-        where = path or os.environ.get(MODEL_VARIABLE) or MODEL_NAME
-        raise DetectorError(
-            f"OpenCV {cv2.__version__} cannot load {str(where)!r} as a YuNet face detector; "
-            f"give {MODEL_NAME}."
-        ) from error
-    net.setNMSThreshold(0.3)
-    return Detector("yunet", net)
-
-
-def _load_cascade() -> Detector:
-    """The frontal cascade that OpenCV 4 carries."""
-    import cv2
-
-    file = Path(cv2.data.haarcascades) / "haarcascade_frontalface_default.xml"
-    net = cv2.CascadeClassifier(str(file))
-    if net.empty():
-        raise DetectorError(f"{NO_DETECTOR} (OpenCV's own cascade cannot be read either).")
-    note = "found with OpenCV's frontal cascade, which misses turned and small faces"
-    return Detector("cascade", net, note)
-
-
-@contextlib.contextmanager
-def _quiet(cv2: Any):
-    """Keep OpenCV's remark about targets (harmless, from C++) out of the notebook."""
-    logging = getattr(getattr(cv2, "utils", None), "logging", None)
-    if logging is None:
-        yield
-        return
-    before = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_ERROR)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(before)
-
-
-def _yunet_face(row: list[float]) -> Face:
-    """One row of YuNet's output: x, y, width, height, five points, score."""
-    x, y, width, height = row[:4]
-    points = tuple((row[i], row[i + 1]) for i in range(4, 14, 2))
-    return Face((x, y, x + width, y + height), row[14], points)
-
-
-def _cascade_face(x: float, y: float, width: float, height: float) -> Face:
-    """A cascade's square, trimmed to YuNet's box (0.78 as wide, measured on 384 faces)."""
-    return Face((x + 0.11 * width, y, x + 0.89 * width, y + height), math.nan)
-
 
 # %% [markdown]
 # ## Finding the faces of a photo
@@ -303,22 +50,21 @@ def _cascade_face(x: float, y: float, width: float, height: float) -> Face:
 def find_faces(
     image: Image.Image | np.ndarray,
     *,
-    detector: Detector | None = None,
+    detector: Detector | str | Path | None = None,
     thorough: bool = True,
 ) -> list[Face]:
     """Find the faces of one photo, largest first.
 
     Args:
         image: PIL picture, or uint8 array (H, W) or (H, W, 3) in RGB order.
-        detector: from `load_detector`; None loads the default one.
+        detector: from `detectors.load_detector`, or the path of YuNet's file; None looks for it.
         thorough: also look for faces that are small in a large photo, and again at each face to
             read its tilt; False is several times as fast, for video.
 
     Raises:
-        DetectorError: no detector was given and none can be had.
+        DetectorError: no detector was given, or only its path, and it cannot be had.
     """
-    if detector is None:
-        detector = load_detector()
+    detector = shared_detector(detector)
     picture = _as_picture(image)
     long_side = max(picture.size)
     sides = [min(max(long_side, 256), 640)]
@@ -488,7 +234,7 @@ def _window(picture: Image.Image, left: int, top: int, length: int) -> Image.Ima
 
 # %% tags=["active-ipynb"]
 # from fer_helpers.demo_faces import draw_face
-# from fer_helpers.faces import DetectorError
+# from fer_helpers.detectors import DetectorError
 # from fer_helpers.plots import plot_samples
 #
 # people = [("Happy", 20, 250, -15), ("Surprise", 21, 220, 0), ("Sad", 22, 180, 10)]

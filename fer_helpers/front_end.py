@@ -13,10 +13,20 @@ def front_end() -> bool:
     and nbval send False. Environment variables would not tell: a papermill that is started from a
     notebook or from an editor's terminal inherits theirs.
     """
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    kernel = getattr(shell, "kernel", None)
+    kernel = _kernel()
     request = kernel.get_parent("shell") if kernel is not None else {}
     return bool(request.get("content", {}).get("allow_stdin"))
+
+
+def in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel (also a headless one, which keeps the figure)."""
+    return _kernel() is not None
+
+
+def _kernel() -> Any:
+    """The Jupyter kernel that this process is, or None; IPython is not imported for the answer."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None)
 
 
 def explore(draw: Callable[..., Any], **choices: Any) -> Any:

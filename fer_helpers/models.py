@@ -11,8 +11,9 @@
 #
 # The net of the workflow is torchvision's ResNet-34, one spatial attention after its last stage,
 # and a small head. Everything the original notebook only *advised* (channel attention, CBAM, other
-# backbones) stands one parameter away here, so that it can be measured instead of believed.
-# torchvision's module names are kept: its ImageNet weights load as they are.
+# backbones) stands one parameter away here, so that it can be measured instead of believed; the
+# attentions themselves are in `attention`. torchvision's module names are kept: its ImageNet
+# weights load as they are.
 
 # %%
 """Emotion nets: a torchvision backbone, an optional attention, the original notebook's head."""
@@ -25,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
-from torchvision.ops import SqueezeExcitation
 
+from fer_helpers.attention import ATTENTIONS, make_attention
 from fer_helpers.pretrained import WeightsError, load_pretrained, weights_file
 
 RESNETS = {
@@ -44,120 +45,10 @@ CONVNETS = (
 )
 TRANSFORMERS = {"vit_b_16": 224, "swin_t": 224}  # side of the picture they take, pixels
 BACKBONES = (*RESNETS, *CONVNETS, *TRANSFORMERS)
-ATTENTIONS = ("none", "spatial", "channel", "se", "cbam")
 STEMS = {"imagenet": (7, 2), "small1": (3, 1), "small2": (3, 2)}  # kernel, stride
-REDUCTION = 16  # of the channels, in every channel attention, as in the papers
 # On CPUs the shortcuts' 1x1 convolutions with stride 2 write past their memory when they meet fewer
 # than 16 channels in channels-last order (AVX-512; 8 on AVX2): oneDNN issue 6035, torch 2.14.
 MIN_WIDTH = 16
-
-
-# %% [markdown]
-# ## Attention
-#
-# A mask between 0 and 1 multiplies the feature map: *where* to look (spatial), *what* to look for
-# (channel, squeeze-and-excitation), or one after the other (CBAM).
-#
-# A fresh mask stands near one half, so it shrinks pretrained features at once. The **safe start**
-# sets the last convolution to zero and adds one half to the mask: sigmoid(0) is exactly one half,
-# so the net begins as exactly the net without attention and learns to leave from there. The half
-# also stays as a floor: with a large learning rate one step can push a plain mask to zero
-# everywhere, where the sigmoid has no gradient, and a net behind a closed mask never learns again.
-
-
-# %%
-class SpatialAttention(nn.Module):
-    """One mask over the places of a map: `x * sigmoid(conv7x7([channel mean, channel max]))`.
-
-    The spatial half of Woo et al. 2018, "CBAM: Convolutional Block Attention Module", equation 3,
-    without a batch norm, as the original notebook has it. With the safe start, `x * (mask + 1/2)`.
-    """
-
-    def __init__(self, safe_start: bool = False) -> None:
-        """Build the 7x7 convolution, two channels to one, without bias."""
-        super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
-        self.shift = _start(self.conv, safe_start)
-
-    def mask(self, x: Tensor) -> Tensor:
-        """The mask (N, 1, h, w) for a map (N, C, h, w), values between 0 and 1."""
-        # amax, not max: no indices to keep, and its gradient is deterministic on CUDA.
-        return self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The masked map, same shape."""
-        return x * (self.mask(x) + self.shift)
-
-
-# %%
-class ChannelAttention(nn.Module):
-    """One factor per channel, from the mean and the maximum of its map by one shared small net.
-
-    The channel half of Woo et al. 2018 (CBAM), equation 2: `x * sigmoid(MLP(mean) + MLP(max))`.
-    """
-
-    def __init__(self, channels: int, safe_start: bool = False) -> None:
-        """Build the shared net: channels -> channels / 16 -> channels, without biases."""
-        super().__init__()
-        hidden = max(1, channels // REDUCTION)
-        self.mlp = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(hidden, channels, 1, bias=False),
-        )
-        self.shift = _start(self.mlp[2], safe_start)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The weighted map, same shape (N, C, h, w)."""
-        mean, peak = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        return x * ((self.mlp(mean) + self.mlp(peak)).sigmoid() + self.shift)
-
-
-# %%
-class SqueezeExcite(SqueezeExcitation):
-    """torchvision's squeeze-and-excitation (Hu et al. 2018) with the safe start as an option."""
-
-    def __init__(self, channels: int, safe_start: bool = False) -> None:
-        """Build the block: channels -> channels / 16 -> channels, with biases."""
-        super().__init__(channels, max(1, channels // REDUCTION))
-        self.shift = _start(self.fc2, safe_start)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The weighted map, same shape (N, C, h, w)."""
-        weighted = super().forward(x)
-        return weighted + self.shift * x if self.shift else weighted
-
-
-# %%
-class CBAM(nn.Sequential):
-    """Channel attention, then spatial attention: the order Woo et al. 2018 found best."""
-
-    def __init__(self, channels: int, safe_start: bool = False) -> None:
-        """Build both halves."""
-        super().__init__(ChannelAttention(channels, safe_start), SpatialAttention(safe_start))
-
-    def mask(self, x: Tensor) -> Tensor:
-        """The spatial half's mask (N, 1, h, w), values between 0 and 1."""
-        return self[1].mask(self[0](x))
-
-
-# %%
-def _start(last: nn.Conv2d, safe_start: bool) -> float:
-    """Set the last convolution for the wanted start and return what is added to the mask."""
-    if safe_start:
-        nn.init.zeros_(last.weight)
-        if last.bias is not None:
-            nn.init.zeros_(last.bias)
-    return 0.5 if safe_start else 0.0
-
-
-def _attention(kind: str, channels: int, safe_start: bool) -> nn.Module:
-    """One attention module for a map of so many channels."""
-    if kind == "spatial":
-        return SpatialAttention(safe_start)
-    return {"channel": ChannelAttention, "se": SqueezeExcite, "cbam": CBAM}[kind](
-        channels, safe_start
-    )
 
 
 # %% [markdown]
@@ -219,6 +110,38 @@ def _registered(backbone: str) -> tuple[nn.Sequential, nn.Module, int]:
 
 def _first(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     return next(found for found in module.modules() if isinstance(found, kind))
+
+
+# %% [markdown]
+# ## The head
+#
+# Dropout and one or two linear layers. They are drawn from a generator of choice, because a new
+# head is made in the middle of a run, between its two phases.
+
+
+# %%
+def _linear(inputs: int, outputs: int, generator: torch.Generator | None = None) -> nn.Linear:
+    """A linear layer with PyTorch's own initialization, drawn from a generator of choice."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    bound = inputs**-0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def _head(
+    features: int,
+    num_classes: int,
+    dropout: float,
+    hidden: int,
+    head_dropout: float,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Dropout(dropout)]
+    if hidden:
+        layers += [_linear(features, hidden, generator), nn.ReLU(), nn.Dropout(head_dropout)]
+    return nn.Sequential(*layers, _linear(hidden or features, num_classes, generator))
 
 
 # %% [markdown]
@@ -319,7 +242,7 @@ def build_model(
         num_classes: number of emotions K.
         backbone: one of `BACKBONES`.
         pretrained: "none", "imagenet" (torchvision's weights) or a .pth / .safetensors file.
-        attention: one of `ATTENTIONS`; the transformers take "none" only.
+        attention: one of `attention.ATTENTIONS`; the transformers take "none" only.
         attention_place: "last", after the last stage, or "each", after every stage (ResNets).
         attention_safe_start: begin as exactly the net without attention.
         stem: "imagenet" (7x7, stride 2, max-pool), "small1" or "small2" (3x3, stride 1 or 2, no
@@ -350,7 +273,7 @@ def build_model(
     attentions = {}
     if attention != "none":
         for stage, stage_width in zip(stages, widths, strict=True):
-            attentions[stage] = _attention(attention, stage_width, attention_safe_start)
+            attentions[stage] = make_attention(attention, stage_width, attention_safe_start)
     if channels == 1:
         first = _first(trunk, nn.Conv2d)
         first.weight = nn.Parameter(first.weight.detach().sum(1, keepdim=True))
@@ -421,35 +344,10 @@ def check_architecture(num_classes: int = 2, **given: Any) -> None:
 
 
 # %% [markdown]
-# ## Head, and its exchange between the two phases
+# ## Another head between the two phases
 #
 # AffectNet has eight classes, FER2013 seven. The original throws the whole head away between them;
 # `carry` keeps the hidden layer and the rows of the classes that share a name.
-
-
-# %%
-def _linear(inputs: int, outputs: int, generator: torch.Generator | None = None) -> nn.Linear:
-    """A linear layer with PyTorch's own initialization, drawn from a generator of choice."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
-    bound = inputs**-0.5
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
-    return layer
-
-
-def _head(
-    features: int,
-    num_classes: int,
-    dropout: float,
-    hidden: int,
-    head_dropout: float,
-    generator: torch.Generator | None = None,
-) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Dropout(dropout)]
-    if hidden:
-        layers += [_linear(features, hidden, generator), nn.ReLU(), nn.Dropout(head_dropout)]
-    return nn.Sequential(*layers, _linear(hidden or features, num_classes, generator))
 
 
 # %%
@@ -585,12 +483,10 @@ def describe(model: EmotionNet) -> str:
 # px.
 
 # %% tags=["active-ipynb"]
-# import matplotlib.pyplot as plt
 # import torch
 #
-# from fer_helpers.demo_faces import draw_face
-# from fer_helpers.models import ATTENTIONS, build_model, describe, swap_head
-# from fer_helpers.preprocess import Preprocess
+# from fer_helpers.attention import ATTENTIONS
+# from fer_helpers.models import build_model, describe, swap_head
 #
 # small = {"stem": "small2", "width": 32, "channels": 1, "dropout": 0.2, "head_hidden": 0}
 # print(describe(build_model(7, **small)))
@@ -599,31 +495,11 @@ def describe(model: EmotionNet) -> str:
 #     print(f"{attention:8} adds {sum(p.numel() for p in added):6,} parameters")
 
 # %% [markdown]
-# One drawn face through the net. The net has learned nothing, and its batch norms have seen no face
-# to scale by, so its mask shows borders and contrasts and may lie far from one half: a mask is what
-# the net *uses*, and says nothing before training.
-
-# %% tags=["active-ipynb"]
-# torch.manual_seed(0)
-# model = build_model(8, **{**small, "stem": "small1"}).eval()
-# preprocess = Preprocess(size=96, channels=1, grey=True)
-# face = preprocess(draw_face("Happy", seed=1))[None]
-# with torch.inference_mode():
-#     mask = model.attention_mask(face)
-# print("logits", tuple(model(face).shape), "mask", tuple(mask.shape))
-# figure, (left, right) = plt.subplots(1, 2, figsize=(5, 2.5))
-# left.imshow(face[0, 0], cmap="gray")
-# left.set_title("drawn face")
-# right.imshow(mask[0, 0], vmin=0, vmax=1)
-# right.set_title("untrained mask")
-# for axes in (left, right):
-#     axes.axis("off")
-
-# %% [markdown]
 # Between the phases: eight AffectNet classes to seven FER2013 classes, rows of shared names carried
 # over.
 
 # %% tags=["active-ipynb"]
+# model = build_model(8, **small)
 # affectnet = ("Anger", "Contempt", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 # fer = tuple(name for name in affectnet if name != "Contempt")
 # before = model.head[-1].weight[affectnet.index("Surprise")].clone()

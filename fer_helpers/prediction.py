@@ -18,7 +18,7 @@
 #   both come with the checkpoint, as a `Classifier`;
 # - the probabilities are calibrated with the temperature that the checkpoint carries (Guo et al.
 #   2017, "On Calibration of Modern Neural Networks");
-# - a picture without a face gets no label, and a weak answer is marked as uncertain.
+# - a picture without a face gets no label, and a weak answer is marked as uncertain (`answers`).
 
 # %%
 """Predict the emotion of faces in pictures: one, many, or a whole folder."""
@@ -26,21 +26,20 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from fer_helpers import faces as face_tools
+from fer_helpers.answers import NO_FACE_NOTE, Prediction, annotate, answer_from, show_answer
 from fer_helpers.classifier import Classifier, PredictionError, load_classifier
-from fer_helpers.faces import Detector, DetectorError, Face
+from fer_helpers.detectors import Detector, DetectorError, shared_detector
+from fer_helpers.faces import crop_face, find_faces
 from fer_helpers.files import replace_file
 from fer_helpers.front_end import front_end
 from fer_helpers.layouts import local_path
@@ -49,65 +48,11 @@ from fer_helpers.sources import named_sources, read_image
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 MAX_CROP_SIDE = 112  # pixels; a picture no larger is taken as a face crop by crop="auto"
 CROPS = ("auto", "detect", "none")
 CROPPED_NOTE = "assumed already cropped"
-NO_FACE_NOTE = "no face found"
 JPEG_MAX_SIDE = 65_500  # pixels; libjpeg writes no larger picture
-
-
-# %% [markdown]
-# ## One answer
-# It unpacks as `label, confidence`, as the original function's did.
-
-
-# %%
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one face, or for a picture without one.
-
-    Attributes:
-        label: the likeliest class, None where there is no answer.
-        confidence: its calibrated probability in percent, 0.0 where there is no answer.
-        probabilities: calibrated probability (0 to 1) by class name; empty where there is no
-            answer.
-        uncertain: True where there is no answer or its probability is below `min_confidence`.
-        face_box: left, top, right, bottom of the detected face, in whole pixels of the upright
-            picture as it was read: half the file's where the note says "read at 1/2 of its size".
-            None for a crop.
-        note: how to read the answer, e.g. "assumed already cropped" or "no face found"; "" for
-            nothing special.
-        face: the crop that was classified, None where there is no answer.
-    """
-
-    label: str | None
-    confidence: float
-    probabilities: dict[str, float] = field(default_factory=dict)
-    uncertain: bool = False
-    face_box: tuple[int, int, int, int] | None = None
-    note: str = ""
-    face: Image.Image | None = field(default=None, repr=False, compare=False)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Unpack as `label, confidence`."""
-        return iter((self.label, self.confidence))
-
-    @property
-    def top2(self) -> tuple[tuple[str, float], ...]:
-        """The two likeliest classes with their percent, likeliest first; or nothing."""
-        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
-        return tuple((name, 100 * probability) for name, probability in ranked[:2])
-
-    def __str__(self) -> str:
-        """One line for people: "Happy 46.5 % (then Surprise 20.1 %), uncertain"."""
-        if self.label is None:
-            return self.note or NO_FACE_NOTE
-        text = f"{self.label} {self.confidence:.1f} %"
-        if len(self.top2) > 1:
-            text += " (then {} {:.1f} %)".format(*self.top2[1])
-        return text + ", uncertain" * self.uncertain + f" [{self.note}]" * bool(self.note)
 
 
 # %% [markdown]
@@ -133,25 +78,6 @@ class _Picture:
     note: str = ""
 
 
-@functools.cache
-def _default_detector(path: str | None, variable: str | None) -> Detector:
-    """The detector of this process; loading takes longer than a detection."""
-    del variable  # part of the key: a changed environment is looked at again
-    return face_tools.load_detector(path)
-
-
-def shared_detector(given: Detector | str | Path | None) -> Detector:
-    """The detector that was given, or the one at that path, or the default; loaded once.
-
-    Raises:
-        DetectorError: it cannot be had.
-    """
-    if given is None or isinstance(given, str | os.PathLike):
-        path = None if given is None else str(given)
-        return _default_detector(path, os.environ.get(face_tools.MODEL_VARIABLE))
-    return given
-
-
 def _cut(
     picture: _Picture, classifier: Classifier, crop: str, detector: Detector | str | Path | None
 ) -> None:
@@ -170,17 +96,13 @@ def _cut(
             raise
         picture.note = str(error)
         return
-    found = face_tools.find_faces(image, detector=loaded)
+    found = find_faces(image, detector=loaded)
     picture.crops = [
-        face_tools.crop_face(image, face, classifier.margin, size=classifier.size) for face in found
+        crop_face(image, face, classifier.margin, size=classifier.size) for face in found
     ]
-    picture.boxes = [_whole_box(face) for face in found]
+    picture.boxes = [face.whole_box for face in found]
     notes = (picture.note, loaded.note, NO_FACE_NOTE * (not found))
     picture.note = "; ".join(filter(None, notes))
-
-
-def _whole_box(face: Face) -> tuple[int, int, int, int]:
-    return tuple(round(value) for value in face.box)
 
 
 def _answer(
@@ -195,21 +117,13 @@ def _answer(
     rows = iter(classifier.probabilities(crops, views=views, batch_size=batch_size))
     answers = []
     for picture in pictures:
-        mine = []
-        for crop, box in zip(picture.crops, picture.boxes, strict=True):
-            values = next(rows)
-            best = int(values.argmax())
-            mine.append(
-                Prediction(
-                    label=classifier.class_names[best],
-                    confidence=100 * float(values[best]),
-                    probabilities=dict(zip(classifier.class_names, values.tolist(), strict=True)),
-                    uncertain=bool(values[best] < min_confidence),
-                    face_box=box,
-                    note="; ".join(filter(None, (picture.note, classifier.note))),
-                    face=crop,
-                )
+        note = "; ".join(filter(None, (picture.note, classifier.note)))
+        mine = [
+            answer_from(
+                next(rows), classifier.class_names, min_confidence, box=box, note=note, face=crop
             )
+            for crop, box in zip(picture.crops, picture.boxes, strict=True)
+        ]
         answers.append(mine or [Prediction(None, 0.0, uncertain=True, note=picture.note)])
     return answers
 
@@ -291,7 +205,7 @@ def predict_single_image(
             checkpoint's, or 0.5.
         views: 1, or up to 10 for test-time augmentation.
         temperature: for the softmax; None is the checkpoint's, or 1.
-        detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
+        detector: from `detectors.load_detector`, or the path of YuNet's file; None looks for it.
 
     Returns:
         A `Prediction`, which unpacks as `label, confidence` (percent). Without a face the label is
@@ -318,40 +232,8 @@ def predict_single_image(
         more = f"{len(answers)} faces found, this is the largest; predict_images gives all"
         answer = replace(answer, note="; ".join(filter(None, (answer.note, more))))
     if show:
-        _show(answer)
+        show_answer(answer)
     return answer
-
-
-def _show(answer: Prediction) -> None:
-    """Print an answer, and show its figure where there is a notebook to show it in."""
-    print(answer)
-    for name, probability in answer.probabilities.items():
-        print(f"  {name:<10} {100 * probability:6.2f} %")
-    if answer.label is not None and _in_notebook():
-        from IPython.display import display
-
-        display(plot_answer(answer))
-
-
-def plot_answer(answer: Prediction) -> Figure:
-    """Draw the face that was classified and a bar per class (needs an answer with a label)."""
-    from fer_helpers.plots import plot_prediction  # matplotlib takes a second to import
-
-    return plot_prediction(
-        np.asarray(answer.face),
-        list(answer.probabilities.values()),
-        list(answer.probabilities),
-        title=str(replace(answer, note="")),
-        note=answer.note,
-    )
-
-
-def _in_notebook() -> bool:
-    """Whether this process is a Jupyter kernel (also a headless one, which keeps the figure)."""
-    import sys
-
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return hasattr(shell, "kernel")
 
 
 # %% [markdown]
@@ -370,7 +252,6 @@ def predict_images(
     crop: str = "auto",
     min_confidence: float | None = None,
     views: int = 1,
-    temperature: float | None = None,
     detector: Detector | str | Path | None = None,
     batch_size: int = 64,
     annotate_to: str | Path | None = None,
@@ -388,8 +269,7 @@ def predict_images(
         min_confidence: probability (0 to 1) below which an answer is uncertain; None is the
             checkpoint's, or 0.5.
         views: 1, or up to 10 for test-time augmentation.
-        temperature: for the softmax; None is the checkpoint's, or 1.
-        detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
+        detector: from `detectors.load_detector`, or the path of YuNet's file; None looks for it.
         batch_size: faces per forward pass.
         annotate_to: folder for copies of the pictures with boxes and labels, not one that holds
             the pictures (below one, it is passed over); no file that is there is replaced; None
@@ -410,7 +290,7 @@ def predict_images(
     """
     from tqdm import tqdm
 
-    classifier = load_classifier(model, transform, class_names, temperature=temperature)
+    classifier = load_classifier(model, transform, class_names)
     least = check_options(classifier, crop, min_confidence, views)
     if batch_size < 1:
         raise PredictionError(f"batch_size is {batch_size}: give 1 or more.")
@@ -427,7 +307,16 @@ def predict_images(
         for picture, answers in zip(
             waiting, _answer(waiting, classifier, least, views, batch_size), strict=True
         ):
-            found = list(_rows(picture.name, answers, error=picture.image is None))
+            found = [
+                {
+                    "file": picture.name,
+                    "face": number if answer.label is not None else None,
+                    **answer.columns(),
+                    "note": answer.note,
+                    "error": picture.image is None,
+                }
+                for number, answer in enumerate(answers, start=1)
+            ]
             if annotate_to is not None and picture.image is not None:
                 try:
                     said = _save_annotated(picture, answers, annotate_to)
@@ -473,22 +362,6 @@ def _keep_originals(named: Sequence[tuple[str, Any]], folder: Path) -> None:
             )
 
 
-def _rows(name: str, answers: Sequence[Prediction], *, error: bool) -> Iterator[dict[str, Any]]:
-    for number, answer in enumerate(answers, start=1):
-        box = answer.face_box or (None,) * 4
-        yield {
-            "file": name,
-            "face": number if answer.label is not None else None,
-            **dict(zip(("left", "top", "right", "bottom"), box, strict=True)),
-            "label": answer.label,
-            "confidence": answer.confidence,
-            **answer.probabilities,
-            "uncertain": answer.uncertain,
-            "note": answer.note,
-            "error": error,
-        }
-
-
 def _table(rows: list[dict[str, Any]], class_names: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
@@ -497,54 +370,6 @@ def _table(rows: list[dict[str, Any]], class_names: Sequence[str]) -> pd.DataFra
     table = pd.DataFrame(rows, columns=columns)
     numbers = dict.fromkeys(whole, "Int64") | dict.fromkeys(class_names, "float64")
     return table.astype({**numbers, "confidence": "float64", "uncertain": bool, "error": bool})
-
-
-# %% [markdown]
-# ## The picture with its answers
-
-
-# %%
-def annotate(image: Any, predictions: Sequence[Prediction]) -> Image.Image:
-    """Copy a picture with a box and a label for every face; grey and with a "?" if uncertain.
-
-    Args:
-        image: the picture that was predicted, as `read_image` takes it.
-        predictions: from `predict_faces`; those without a box label the whole picture.
-
-    Returns:
-        An RGB picture, at least 200 pixels wide and high so that labels can be read; a strip only
-        as far as its long side stays below 2,000.
-    """
-    picture = read_image(image).convert("RGB")
-    scale = max(1, min(math.ceil(200 / min(picture.size)), 2000 // max(picture.size)))
-    if scale > 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale))
-    draw = ImageDraw.Draw(picture)
-    for answer in predictions:
-        if answer.label is None:
-            text = answer.note or NO_FACE_NOTE
-        else:
-            text = f"{answer.label} {answer.confidence:.0f} %" + "?" * answer.uncertain
-        color = "#8a8a8a" if answer.uncertain else "#0a7d32"
-        if answer.face_box is None:
-            left, top, right, bottom = 0, 0, picture.width, picture.height
-        else:
-            left, top, right, bottom = (value * scale for value in answer.face_box)
-            width = max(2, round((right - left) / 60))
-            draw.rectangle(
-                (left, top, max(right, left), max(bottom, top)), outline=color, width=width
-            )
-        # Small faces of a group get small letters, so that neighbors keep their labels apart.
-        letters = max(min(max((right - left) / 7, 10), picture.width / 12, 40), 1)
-        font = ImageFont.load_default(size=letters)
-        x0, y0, x1, y1 = draw.textbbox((0, 0), text, font=font)
-        x = min(max(left, 0), max(picture.width - (x1 - x0) - 4, 0))
-        y = top - (y1 - y0) - 6
-        if y < 0:
-            y = min(max(top, 0), picture.height - (y1 - y0) - 6)
-        draw.rectangle((x, y, x + x1 - x0 + 4, y + y1 - y0 + 5), fill=color)
-        draw.text((x + 2 - x0, y + 2 - y0), text, font=font, fill="white")
-    return picture
 
 
 def _save_annotated(picture: _Picture, answers: Sequence[Prediction], folder: Path) -> str:
@@ -568,12 +393,11 @@ def _save_annotated(picture: _Picture, answers: Sequence[Prediction], folder: Pa
 
 
 # %%
-def upload_widget(model: Any = None, **options: Any) -> Any:
+def upload_widget(model: Any = None) -> Any:
     """An upload button that answers for each picture dropped on it.
 
     Args:
         model: as `predict_single_image` takes it.
-        **options: its other arguments.
 
     Returns:
         An ipywidgets box; None where ipywidgets is missing or no front end shows this notebook
@@ -600,7 +424,7 @@ def upload_widget(model: Any = None, **options: Any) -> Any:
             shown.clear_output()
             for upload in change["new"]:
                 try:
-                    predict_single_image(bytes(upload["content"]), model, **options)
+                    predict_single_image(bytes(upload["content"]), model)
                 except cannot as error:
                     print(f"{upload['name']}: {error}")
 
@@ -615,9 +439,11 @@ def upload_widget(model: Any = None, **options: Any) -> Any:
 # `min_confidence` such answers are marked as uncertain.
 
 # %% tags=["active-ipynb"]
+# import numpy as np
 # from sklearn.linear_model import LogisticRegression
 # from torch import nn
 #
+# from fer_helpers.answers import plot_answer
 # from fer_helpers.demo_faces import draw_face
 # from fer_helpers.preprocess import Preprocess
 #

@@ -36,7 +36,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer_helpers.augment import Augment
 from fer_helpers.config import Recipe
-from fer_helpers.data import train_class_weights
 from fer_helpers.models import EmotionNet, parameter_groups
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.splits import SelectionSet, TrainSet
@@ -217,6 +216,39 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
 
 
 # %%
+def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
+    """Weights for the loss, one per class.
+
+    Args:
+        counts: how many faces each class has (K,).
+        kind: "balanced" is N / (K n_c); "effective" is (1 - 0.999) / (1 - 0.999**n_c), scaled to
+            mean 1 (Cui et al. 2019, "Class-balanced loss based on effective number of samples");
+            "none" is 1.
+
+    Returns:
+        float64 (K,). A class without a face gets weight 0, and the others are weighted as if it
+        were not there.
+
+    Raises:
+        ValueError: `kind` is none of the three, or no class has a face.
+    """
+    if kind not in ("balanced", "effective", "none"):
+        raise ValueError(f"class weights are balanced, effective or none, not {kind!r}")
+    present = np.flatnonzero(counts)
+    if not len(present):
+        raise ValueError("class weights need at least one face")
+    faces = counts[present]
+    weights = np.zeros(len(counts))
+    if kind == "none":
+        weights[present] = 1.0
+    elif kind == "balanced":
+        weights[present] = faces.sum() / (len(faces) * faces)
+    else:
+        weights[present] = (1 - 0.999) / (1 - 0.999**faces)
+        weights[present] /= weights[present].mean()
+    return weights
+
+
 def make_loss(
     recipe: Recipe, counts: np.ndarray, device: torch.device | str = "cpu"
 ) -> Callable[[Tensor, Tensor], Tensor]:
@@ -235,8 +267,7 @@ def make_loss(
     """
     weight = None
     if recipe.class_weights != "none":
-        labels = np.repeat(np.arange(len(counts)), counts)
-        values = train_class_weights(labels, len(counts), recipe.class_weights)
+        values = class_weights(counts, recipe.class_weights)
         weight = torch.as_tensor(values, dtype=torch.float32, device=device)
     share = torch.as_tensor(counts / counts.sum(), dtype=torch.float32, device=device)
     shift = recipe.logit_adjustment * share.log()

@@ -16,21 +16,18 @@
 # Everything random comes from the seed and from counters, and everything that moves is in one state
 # file, so a run that is killed at any moment and started again ends with the same bits.
 #
-# What a recipe means is in `recipes`, what is written and read again in `resuming`, and what a
-# person sees meanwhile in `watching`.
+# What a recipe means is in `recipes`, what the network is fed with in `feeding`, what is written
+# and read again in `resuming`, and what a person sees meanwhile in `watching`.
 
 # %%
-"""One phase of training: feeding, step, epoch, selection, guards."""
+"""One phase of training: step, epoch, selection, guards."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +36,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from fer_helpers.augment import Augment, mix
+from fer_helpers.augment import Augment
 from fer_helpers.config import Recipe
-from fer_helpers.confusions import class_scores, confusion_matrix, confusion_scores, top_confusions
-from fer_helpers.inference import autocast, predict_logits
+from fer_helpers.confusions import confusion_matrix, confusion_scores
+from fer_helpers.feeding import Feed, batch_rows, epoch_order, epoch_size, prepare
+from fer_helpers.inference import autocast, predict_logits, repeatable
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.recipes import (
@@ -58,9 +55,7 @@ from fer_helpers.recipes import (
 )
 from fer_helpers.resuming import Keeper, Progress
 from fer_helpers.splits import SelectionSet, TrainSet
-from fer_helpers.watching import epoch_bar
-
-__all__ = ["PhaseResult", "TrainingError", "estimate_minutes", "train_phase"]
+from fer_helpers.watching import detailed_lines, epoch_bar, epoch_line, stop_request
 
 SAVE_SECONDS = 60.0
 """At most one state file in this time between epochs, so that a fast GPU does not wait for the
@@ -71,117 +66,10 @@ LOOK_EVERY = 50
 
 
 # %% [markdown]
-# ## Feeding the network
-#
-# FER2013 is 66 MB as bytes: on a GPU the whole set is put there once and a batch is one gather. On
-# the CPU a batch is gathered from the memory-mapped file. The order of an epoch follows from the
-# seed and the epoch's number alone, so nothing about it needs saving but the position.
-
-
-# %%
-class Feed:
-    """Batches of faces on the phase's device: uint8 pixels (n, C, H, W), labels (n,), votes (n, V).
-
-    V is 0 unless votes are learned. Soft labels (n, K) take the place of the labels.
-    """
-
-    def __init__(self, phase: Phase) -> None:
-        """Put the set on the device when it takes less than a quarter of its free memory."""
-        faces, self.device, self.resident = phase.train, phase.device, None
-        votes = phase.votes if phase.recipe.vote_weight else np.zeros((len(faces), 0))
-        self.faces = faces
-        labels = np.ascontiguousarray(faces.labels, dtype=np.int64)
-        if phase.soft_labels is not None:
-            labels = np.ascontiguousarray(phase.soft_labels, dtype=np.float32)
-        self.labels = torch.from_numpy(labels)
-        self.votes = torch.from_numpy(np.ascontiguousarray(votes, dtype=np.float32))
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            if len(faces) * int(np.prod(faces.pixels.shape[1:])) < free / 4:
-                self.resident = torch.from_numpy(faces.images()).to(self.device)
-                self.labels, self.votes = self.labels.to(self.device), self.votes.to(self.device)
-
-    def __call__(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """The faces at the positions `rows`."""
-        where = torch.from_numpy(rows)
-        if self.resident is not None:
-            where = where.to(self.device, non_blocking=True)
-            pixels = self.resident[where]
-        else:
-            pixels = torch.from_numpy(self.faces.images(rows))
-        batch = pixels.permute(0, 3, 1, 2), self.labels[where], self.votes[where]
-        # Only CUDA keeps the memory of a copy it has not made yet (Apple: pytorch issue 189690).
-        early = self.device.type == "cuda"
-        return tuple(part.to(self.device, non_blocking=early) for part in batch)
-
-
-def epoch_order(labels: np.ndarray, sampler: str, seed: int, epoch: int) -> np.ndarray:
-    """In which order an epoch visits the faces: positions (N,), from `seed` and `epoch` alone.
-
-    `shuffle` visits each face once; `balanced` draws with replacement so that every class is
-    expected equally often.
-    """
-    random = np.random.default_rng([seed, epoch])
-    if sampler == "shuffle":
-        return random.permutation(len(labels))
-    share = 1.0 / np.bincount(labels)[labels]
-    return random.choice(len(labels), len(labels), p=share / share.sum())
-
-
-def epoch_size(recipe: Recipe, epoch: int, size: int) -> int:
-    """Side of the training inputs in an epoch (0 is the first), pixels.
-
-    Small pictures first cost less and teach the coarse shapes (progressive resizing: Tan and Le
-    2021, "EfficientNetV2"). The side grows evenly from `start_size` to `size` in steps of 8 pixels
-    until the share `grow_until` of the epochs is over.
-    """
-    growing = recipe.grow_until * recipe.epochs
-    if not recipe.start_size or epoch >= growing:
-        return size
-    side = recipe.start_size + (size - recipe.start_size) * epoch / growing
-    return min(size, max(recipe.start_size, round(side / 8) * 8))
-
-
-def batch_rows(order: np.ndarray, step: int, size: int) -> np.ndarray:
-    """Which faces the batch of a step holds; never a single one, which has no batch statistics."""
-    rows = order[step * size : (step + 1) * size]
-    return rows if len(rows) > 1 else np.concatenate([rows, order[:1]])
-
-
-# %% [markdown]
 # ## One step
 #
 # Augment, mix, forward, loss, backward, step. Nothing in here waits for a GPU (but torch's running
 # average, which sends its counter there): the loss and the number of hits stay on the device.
-
-
-# %%
-@torch.no_grad()
-def prepare(
-    phase: Phase, parts: Parts, pixels: Tensor, labels: Tensor, votes: Tensor, number: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs (N, C, H, W), targets and votes of a step: faces augmented and perhaps mixed.
-
-    Arguments are those of `train_step`. Targets are the class numbers (N,), or shares of the
-    classes (N, K) where labels are soft or mixing is on. Votes are shares too, so they are mixed in
-    the same way.
-    """
-    recipe, classes = phase.recipe, len(phase.train.class_names)
-    side = epoch_size(recipe, number // phase.steps, phase.preprocess.size)
-    inputs = phase.augment(pixels, replace(phase.preprocess, size=side), parts.generator)
-    targets = labels
-    mixing = number < recipe.mix_until * recipe.epochs * phase.steps
-    if mixing and (recipe.mixup or recipe.cutmix):
-        inputs, known = mix(
-            inputs,
-            torch.cat([labels if labels.ndim == 2 else F.one_hot(labels, classes), votes], 1),
-            mixup=recipe.mixup,
-            cutmix=recipe.cutmix,
-            probability=recipe.mix_probability,
-            generator=parts.generator,
-        )
-        targets, votes = known[:, :classes], known[:, classes:]
-    return inputs.contiguous(memory_format=torch.channels_last), targets, votes
 
 
 # %%
@@ -224,53 +112,6 @@ def train_step(
         truth = targets if targets.ndim == 1 else targets.argmax(1)
         hits = (logits.argmax(1) == truth).sum()
     return loss.detach(), hits
-
-
-# %% [markdown]
-# ## Stopping cleanly
-#
-# The stop button and Ctrl-C send the same signal. It is answered between two steps, where the state
-# is whole; a second one stops at once.
-
-
-# %%
-@contextlib.contextmanager
-def stop_request() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether somebody asked to stop."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def answer(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = signal.signal(signal.SIGINT, answer)
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def repeatable(device: torch.device) -> Iterator[None]:
-    """Take only algorithms that give the same bits each time on the same GPU.
-
-    cuDNN's convolutions have such algorithms; the fast kernels of a transformer's attention have
-    none for their backward pass.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cudnn.deterministic = before
 
 
 # %% [markdown]
@@ -435,30 +276,6 @@ def close_epoch(phase: Phase, parts: Parts, progress: Progress) -> list[str]:
     if early:
         details.append(f"No better epoch in {recipe.early_stop}: stopped early.")
     return [epoch_line(row, recipe), *(f"    {line}" for line in details)]
-
-
-def detailed_lines(confusion: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
-    """Accuracy of each class and the three largest confusions above 10 %, as lines of text."""
-    recall = class_scores(confusion)["recall"]
-    lines = ["  ".join(f"{n} {100 * r:.1f} %" for n, r in zip(class_names, recall, strict=True))]
-    for cell in top_confusions(confusion, class_names):
-        share = f"{100 * cell['share']:.1f} % ({cell['count']})"
-        lines.append(f"{cell['truth']} -> {cell['prediction']}: {share}")
-    return lines
-
-
-def epoch_line(row: Mapping[str, Any], recipe: Recipe) -> str:
-    """One aligned line about an epoch."""
-    text = (
-        f"epoch {row['epoch']:3d}/{recipe.epochs} | train loss {row['train_loss']:.3f} "
-        f"accuracy {row['train_accuracy']:.3f}"
-    )
-    if "selection_accuracy" in row:
-        text += (
-            f" | selection loss {row['selection_loss']:.3f} "
-            f"accuracy {row['selection_accuracy']:.3f} macro-F1 {row['selection_macro_f1']:.3f}"
-        )
-    return text + f" | lr {row['lr']:.1e}"
 
 
 # %% [markdown]

@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from fer_helpers.faces import NO_DETECTOR, Detector, DetectorError, Face, crop_face, find_faces
+from fer_helpers.answers import Prediction, annotate, answer_from
+from fer_helpers.classifier import PredictionError, load_classifier
+from fer_helpers.detectors import NO_DETECTOR, Detector, DetectorError, Face, shared_detector
+from fer_helpers.faces import crop_face, find_faces
 from fer_helpers.layouts import local_path
-from fer_helpers.prediction import (
-    Prediction,
-    PredictionError,
-    annotate,
-    check_options,
-    load_classifier,
-    shared_detector,
-)
+from fer_helpers.prediction import check_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,14 +46,13 @@ def predict_video(
     every: int = 1,
     max_frames: int | None = None,
     min_confidence: float | None = None,
-    temperature: float | None = None,
     detector: Detector | str | Path | None = None,
 ) -> pd.DataFrame:
     """Predict the emotion of every face in a video file or before a webcam.
 
     Args:
         source: path of a video that OpenCV reads, or the number of a webcam (0 is the first).
-        model: see `prediction.load_classifier`; None is the newest run's or the shipped model.
+        model: see `classifier.load_classifier`; None is the newest run's or the shipped model.
         transform: the preprocessing; None is the checkpoint's.
         class_names: the outputs' names in order; None is the checkpoint's.
         output: video file for the frames with boxes and labels (.mp4 or .avi); None writes none.
@@ -67,8 +62,7 @@ def predict_video(
         max_frames: stop after so many frames were looked at; a webcam needs it.
         min_confidence: probability (0 to 1) below which an answer is uncertain; None is the
             checkpoint's, or 0.5.
-        temperature: for the softmax; None is the checkpoint's, or 1.
-        detector: from `faces.load_detector`, or the path of YuNet's file; None looks for it.
+        detector: from `detectors.load_detector`, or the path of YuNet's file; None looks for it.
 
     Returns:
         One row per face and frame: frame (from 0), seconds, person (number from 1, kept while the
@@ -88,9 +82,10 @@ def predict_video(
         raise PredictionError("every and max_frames count frames: give 1 or more.")
     if isinstance(source, int) and max_frames is None:
         raise PredictionError("A webcam never ends: give max_frames.")
-    classifier = load_classifier(model, transform, class_names, temperature=temperature)
+    classifier = load_classifier(model, transform, class_names)
     least = check_options(classifier, "detect", min_confidence, 1)
     loaded = shared_detector(detector)
+    names = list(classifier.class_names)
 
     rows: list[dict[str, Any]] = []
     people: list[_Person] = []
@@ -110,40 +105,20 @@ def predict_video(
                     _follow(people, face, next(values), smoothing, seconds, lost_after)
                     for face in faces
                 ]
-                answers = [_answer(person, classifier.class_names, least) for person in present]
+                answers = [
+                    answer_from(person.probabilities, names, least, box=person.face.whole_box)
+                    for person in present
+                ]
                 row = {"frame": number, "seconds": seconds}
                 rows += [
-                    row | {"person": person.number} | _columns(answer)
+                    row | {"person": person.number} | answer.columns()
                     for person, answer in zip(present, answers, strict=True)
                 ] or [row | {"confidence": 0.0, "uncertain": True}]
                 video.write(image, answers)
     whole = ["person", "left", "top", "right", "bottom"]
-    names = list(classifier.class_names)
     columns = ["frame", "seconds", *whole, "label", "confidence", *names, "uncertain"]
     table = pd.DataFrame(rows, columns=columns)
     return table.astype(dict.fromkeys(whole, "Int64") | {"uncertain": bool})
-
-
-def _answer(person: _Person, names: Sequence[str], least: float) -> Prediction:
-    best = int(person.probabilities.argmax())
-    share = float(person.probabilities[best])
-    return Prediction(
-        label=names[best],
-        confidence=100 * share,
-        probabilities=dict(zip(names, person.probabilities.tolist(), strict=True)),
-        uncertain=share < least,
-        face_box=tuple(round(value) for value in person.face.box),
-    )
-
-
-def _columns(answer: Prediction) -> dict[str, Any]:
-    return {
-        **dict(zip(("left", "top", "right", "bottom"), answer.face_box, strict=True)),
-        "label": answer.label,
-        "confidence": answer.confidence,
-        **answer.probabilities,
-        "uncertain": answer.uncertain,
-    }
 
 
 def _follow(

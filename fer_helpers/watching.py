@@ -1,19 +1,53 @@
-"""What a person sees while a phase trains: a progress bar, growing curves, TensorBoard's files."""
+"""What a person sees of a phase that trains, and the one thing they may say: stop.
+
+Lines of text and a progress bar for everybody, growing curves where a notebook is open, files for
+TensorBoard where they are asked for.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from fer_helpers.config import Recipe
+from fer_helpers.confusions import class_scores, top_confusions
 from fer_helpers.front_end import front_end
 
 History = Sequence[Mapping[str, Any]]
 """The rows of `training.PhaseResult.history` so far."""
+
+
+def epoch_line(row: Mapping[str, Any], recipe: Recipe) -> str:
+    """One aligned line about an epoch."""
+    text = (
+        f"epoch {row['epoch']:3d}/{recipe.epochs} | train loss {row['train_loss']:.3f} "
+        f"accuracy {row['train_accuracy']:.3f}"
+    )
+    if "selection_accuracy" in row:
+        text += (
+            f" | selection loss {row['selection_loss']:.3f} "
+            f"accuracy {row['selection_accuracy']:.3f} macro-F1 {row['selection_macro_f1']:.3f}"
+        )
+    return text + f" | lr {row['lr']:.1e}"
+
+
+def detailed_lines(confusion: np.ndarray, class_names: tuple[str, ...]) -> list[str]:
+    """Accuracy of each class and the three largest confusions above 10 %, as lines of text."""
+    recall = class_scores(confusion)["recall"]
+    lines = ["  ".join(f"{n} {100 * r:.1f} %" for n, r in zip(class_names, recall, strict=True))]
+    for cell in top_confusions(confusion, class_names):
+        share = f"{100 * cell['share']:.1f} % ({cell['count']})"
+        lines.append(f"{cell['truth']} -> {cell['prediction']}: {share}")
+    return lines
 
 
 def epoch_bar(title: str, total: int, done: int) -> tqdm:
@@ -104,3 +138,27 @@ def event_writer(folder: Path) -> Callable[[History], None]:
         writers[0].flush()
 
     return on_epoch
+
+
+@contextlib.contextmanager
+def stop_request() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether somebody asked to stop.
+
+    The stop button and Ctrl-C send the same signal. It is answered between two steps, where the
+    state is whole; a second one stops at once.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def answer(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, answer)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

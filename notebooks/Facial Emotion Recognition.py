@@ -164,15 +164,17 @@ import torch
 from IPython.display import display
 
 from fer_helpers import evaluation, explain, exploration, inference, plots, records, runs, versions
+from fer_helpers.answers import annotate
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
-from fer_helpers.config import Config, settle_data
+from fer_helpers.config import Config
 from fer_helpers.corruptions import fixed_sample, robustness
 from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others
 
 # %%
 from fer_helpers.data import load_affectnet, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, worst_offenders
+from fer_helpers.data_folders import settle_data
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.ferplus import VOTES, read_ferplus_votes, vote_shares
 from fer_helpers.front_end import explore
@@ -181,7 +183,7 @@ from fer_helpers.layouts import canonical_emotion, local_path
 # %%
 from fer_helpers.model_card import model_card
 from fer_helpers.models import build_model, check_architecture, describe, swap_head
-from fer_helpers.prediction import annotate, predict_faces, predict_single_image, upload_widget
+from fer_helpers.prediction import predict_faces, predict_single_image, upload_widget
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import (
     balance,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fer_helpers import training
+from fer_helpers.feeding import Feed
 from fer_helpers.inference import pick_device
 from fer_helpers.recipes import Phase
 from tests.tiny import (
@@ -41,9 +42,9 @@ def test_killed_after_every_step_it_ends_with_the_same_bits(tmp_path, given, mon
 def test_faces_that_lie_on_the_gpu_are_those_that_are_sent_there(monkeypatch):
     device = pick_device("cuda")
     phase = Phase(faces(), selection_faces(), recipe(), PREPROCESS, AUGMENT, 0, device, "fp32")
-    resident = training.Feed(phase)
+    resident = Feed(phase)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1, 1))
-    sent = training.Feed(phase)
+    sent = Feed(phase)
     assert resident.resident is not None and sent.resident is None
     rows = np.array([5, 3, 8, 1])
     assert all(map(torch.equal, resident(rows), sent(rows)))

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_helpers import data, layouts
+from fer_helpers import layouts, reading
 from fer_helpers.data import (
     FER_CLASSES,
     DataError,
     FaceSet,
     load_affectnet,
     load_fer2013,
-    train_class_weights,
 )
 from fer_helpers.layouts import canonical_emotion
 from fer_helpers.splits import SelectionSet, TestSet, TrainSet
@@ -465,23 +464,9 @@ def test_link_loops_are_not_followed(tmp_path):
 
 def test_a_drawn_dataset_says_so(tmp_path):
     write_fer(tmp_path / "fer2013")
-    (tmp_path / data.DRAWN_MARKER).write_text("")
+    (tmp_path / reading.DRAWN_MARKER).write_text("")
     splits = fer(tmp_path / "fer2013")
     assert splits.train.origin == splits.tests[0].origin == "drawn"
-
-
-# ---------------------------------------------------------------- class weights
-
-
-def test_class_weights_by_hand():
-    labels = np.array([0] * 6 + [1] * 3 + [2])
-    np.testing.assert_allclose(train_class_weights(labels, 3), [10 / 18, 10 / 9, 10 / 3])
-    np.testing.assert_allclose(train_class_weights(labels, 3, "none"), 1)
-    slow = np.array([(1 - 0.999) / (1 - 0.999**n) for n in (6, 3, 1)])
-    np.testing.assert_allclose(train_class_weights(labels, 3, "effective"), slow / slow.mean())
-    assert train_class_weights(labels, 4)[3] == 0
-    with pytest.raises(ValueError, match="balanced, effective or none"):
-        train_class_weights(labels, 3, "inverse")
 
 
 def test_types_are_distinct(tmp_path):

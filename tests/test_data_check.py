@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from fer_helpers import data_check
-from fer_helpers.data import DataError, FaceSet, load_affectnet, load_faces, load_fer2013
-from fer_helpers.data_check import check_data, clean_train, near_twins, write_duplicates
+from fer_helpers.any_layout import load_faces
+from fer_helpers.data import DataError, FaceSet, load_affectnet, load_fer2013
+from fer_helpers.data_check import check_data, clean_train, write_duplicates
+from fer_helpers.flaws import class_clues, face_table, file_family, near_twins
 from tests.faces_on_disk import picture, save, write_affectnet, write_fer
 
 
@@ -113,10 +115,10 @@ def test_an_origin_that_gives_the_class_away(tmp_path):
             family = "ffhq" if (i < 50) == (k == 0) else "image"
             save(tmp_path / "data" / name / f"{family}_{k}{i:02}.png", picture(k * 100 + i))
     splits = load_faces(tmp_path / "data", cache_dir=tmp_path / "cache", selection_size=0)
-    clues = data_check.class_clues(data_check.face_table(splits))
+    clues = class_clues(face_table(splits))
     assert clues["clue"].tolist() == ["file name family"]
     # By hand: Cramér's V of a 2x2 table is |ad - bc| / sqrt of the product of the margins.
-    table = data_check.face_table(splits)
+    table = face_table(splits)
     inside = table[table["split"] == "train"]
     family = inside["file"].str.contains("ffhq").to_numpy()
     happy = (inside["emotion"] == "Happy").to_numpy()
@@ -135,7 +137,7 @@ def test_file_names_that_are_the_class_are_a_clue_though_one_class_is_small(tmp_
             k += 1
             save(tmp_path / "data" / name / f"{name}_{i}.png", picture(k))
     splits = load_faces(tmp_path / "data", cache_dir=tmp_path / "cache", selection_size=0)
-    (clue,) = data_check.class_clues(data_check.face_table(splits)).itertuples()
+    (clue,) = class_clues(face_table(splits)).itertuples()
     assert clue.cramers_v == pytest.approx(1.0)  # of the classes with enough files
 
 
@@ -147,7 +149,7 @@ def test_families_of_file_names():
         "0001.png": "(number)",
         "S010_002_00000014.png": "s",
     }
-    assert {name: data_check.file_family(name) for name in families} == families
+    assert {name: file_family(name) for name in families} == families
 
 
 # ---------------------------------------------------------------- near-twins

@@ -16,17 +16,10 @@ import platformdirs
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from fer_helpers import faces, mounts, sources
+from fer_helpers import detectors, faces, mounts, sources
 from fer_helpers.demo_faces import draw_face
-from fer_helpers.faces import (
-    AFFECTNET_MARGIN,
-    DetectorError,
-    Face,
-    crop_face,
-    find_faces,
-    find_model,
-    load_detector,
-)
+from fer_helpers.detectors import Detector, DetectorError, Face, find_model, load_detector
+from fer_helpers.faces import AFFECTNET_MARGIN, crop_face, find_faces
 from fer_helpers.sources import FetchError, fetch
 
 SHARED = Path(os.environ.get("FER_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
@@ -71,21 +64,21 @@ def server():
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """No detector file anywhere, and nothing remembered of earlier attempts."""
-    monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
-    monkeypatch.setattr(faces, "SHIPPED_MODEL", tmp_path / "not shipped")
+    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(detectors, "SHIPPED_MODEL", tmp_path / "not shipped")
     monkeypatch.setattr(mounts, "KAGGLE_INPUT", tmp_path / "input")
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "cache")
-    faces._fetch_model.cache_clear()
+    detectors._fetch_model.cache_clear()
     yield tmp_path / "cache"
-    faces._fetch_model.cache_clear()
+    detectors._fetch_model.cache_clear()
 
 
 @pytest.fixture
 def wanted(monkeypatch, server):
     """The server has the file that is asked for; returns its bytes."""
     content = bytes(range(256)) * 40
-    monkeypatch.setattr(faces, "MODEL_URL", f"{server.url}/model.onnx")
-    monkeypatch.setattr(faces, "MODEL_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(detectors, "MODEL_URL", f"{server.url}/model.onnx")
+    monkeypatch.setattr(detectors, "MODEL_SHA256", hashlib.sha256(content).hexdigest())
     server.answers["/model.onnx"] = (200, {}, content)
     return content
 
@@ -149,27 +142,27 @@ def test_fetch_reports_no_connection():
 
 def test_the_file_is_fetched_once_and_kept(server, wanted, nowhere):
     assert find_model() == wanted
-    assert [file.name for file in nowhere.iterdir()] == [faces.MODEL_NAME]
-    faces._fetch_model.cache_clear()
+    assert [file.name for file in nowhere.iterdir()] == [detectors.MODEL_NAME]
+    detectors._fetch_model.cache_clear()
     assert find_model() == wanted
     assert server.requests == ["/model.onnx"]
 
 
 def test_the_file_of_the_package_needs_no_network(nowhere, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
+    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: nowhere)
-    monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
+    monkeypatch.setattr(detectors, "MODEL_URL", "http://127.0.0.1:1/x")
     content = find_model()
-    assert hashlib.sha256(content).hexdigest() == faces.MODEL_SHA256
+    assert hashlib.sha256(content).hexdigest() == detectors.MODEL_SHA256
     assert not nowhere.exists()
 
 
 def test_a_damaged_cache_is_fetched_again(server, wanted, nowhere):
     nowhere.mkdir()
-    (nowhere / faces.MODEL_NAME).write_bytes(wanted[:100])
+    (nowhere / detectors.MODEL_NAME).write_bytes(wanted[:100])
     assert find_model() == wanted
-    assert (nowhere / faces.MODEL_NAME).read_bytes() == wanted
+    assert (nowhere / detectors.MODEL_NAME).read_bytes() == wanted
 
 
 def test_the_wrong_file_is_refused_and_not_kept(server, wanted, nowhere):
@@ -206,9 +199,9 @@ def test_a_named_file_wins_and_must_exist(server, wanted, nowhere, monkeypatch, 
     mine = tmp_path / "mein YuNet é.onnx"
     mine.write_bytes(b"another")
     assert find_model(mine) == b"another"
-    monkeypatch.setenv(faces.MODEL_VARIABLE, str(mine))
+    monkeypatch.setenv(detectors.MODEL_VARIABLE, str(mine))
     assert find_model() == b"another"
-    monkeypatch.setenv(faces.MODEL_VARIABLE, str(tmp_path / "gone.onnx"))
+    monkeypatch.setenv(detectors.MODEL_VARIABLE, str(tmp_path / "gone.onnx"))
     with pytest.raises(DetectorError, match=r"gone\.onnx.*correct the path"):
         find_model()
     assert server.requests == []
@@ -216,7 +209,7 @@ def test_a_named_file_wins_and_must_exist(server, wanted, nowhere, monkeypatch, 
 
 def test_a_kaggle_input_is_used_without_network(server, wanted, nowhere):
     for dataset, content in (("another-version", b"another"), ("yunet", wanted)):
-        file = mounts.KAGGLE_INPUT / dataset / faces.MODEL_NAME
+        file = mounts.KAGGLE_INPUT / dataset / detectors.MODEL_NAME
         file.parent.mkdir(parents=True)
         file.write_bytes(content)
     assert find_model() == wanted
@@ -241,7 +234,7 @@ def fake_opencv(**parts):
 
 
 def test_opencv_5_without_the_file_is_the_plain_result(monkeypatch, nowhere):
-    monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
+    monkeypatch.setattr(detectors, "MODEL_URL", "http://127.0.0.1:1/x")
     monkeypatch.setitem(sys.modules, "cv2", fake_opencv())
     with pytest.raises(DetectorError, match="no detector here: give a crop or the model file"):
         load_detector()
@@ -266,7 +259,7 @@ def test_opencv_4_without_the_file_uses_its_cascade_and_says_so(monkeypatch, now
         cvtColor=lambda pixels, code: pixels[..., 0],
         equalizeHist=lambda grey: grey,
     )
-    monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
+    monkeypatch.setattr(detectors, "MODEL_URL", "http://127.0.0.1:1/x")
     monkeypatch.setitem(sys.modules, "cv2", cv2)
     detector = load_detector()
     assert detector.kind == "cascade"
@@ -302,6 +295,39 @@ def test_a_network_that_is_no_yunet_is_one_sentence(tmp_path):
     with pytest.raises(DetectorError, match=r"other net\.onnx") as error:
         load_detector(file)
     assert "\n" not in str(error.value)
+
+
+def test_threads_that_share_a_net_do_not_meet_in_it():
+    class Net:
+        """Remembers whether it was asked at the size of the picture."""
+
+        def __init__(self):
+            self.answered = []
+
+        def setInputSize(self, size):
+            self.size = size
+            time.sleep(0.001)  # another thread may come now
+
+        def setScoreThreshold(self, score):
+            pass
+
+        def detect(self, pixels):
+            self.answered.append(self.size == pixels.shape[1::-1])
+            return 0, None
+
+    net = Net()
+    detector = Detector("yunet", net)
+
+    def look(side):
+        for _ in range(20):
+            detector.detect(np.zeros((side, side, 3), np.uint8), 0.7)
+
+    threads = [threading.Thread(target=look, args=(side,)) for side in (64, 128)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(net.answered) == 40 and all(net.answered)
 
 
 # Cutting out

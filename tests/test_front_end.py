@@ -94,12 +94,13 @@ def test_a_front_end_is_one_that_can_be_asked(monkeypatch, request_, answer):
     kernel = SimpleNamespace(get_parent=lambda channel: request_)
     monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
     assert front_end.front_end() is answer
+    assert front_end.in_notebook()
 
 
 def test_no_kernel_no_front_end(monkeypatch):
     assert not front_end.front_end()
     monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace())  # a terminal
-    assert not front_end.front_end()
+    assert not front_end.front_end() and not front_end.in_notebook()
 
 
 @pytest.mark.slow

@@ -87,16 +87,16 @@ def test_a_name_that_is_no_text_is_written_all_the_same(folder, checkpoint):
 
 
 def test_a_photo_without_a_detector_is_said_not_guessed(folder, checkpoint, capsys, monkeypatch):
-    from fer_helpers import prediction
+    from fer_helpers import detectors
 
-    prediction._default_detector.cache_clear()
+    detectors._default_detector.cache_clear()
     monkeypatch.setitem(sys.modules, "cv2", None)
     Image.new("RGB", (640, 480)).save("photo.png")
     assert main(["photo.png", "--model", checkpoint]) == 0
     assert "no detector here" in capsys.readouterr().out
     assert main(["photo.png", "--model", checkpoint, "--crop", "none"]) == 0
     assert "%" in capsys.readouterr().out
-    prediction._default_detector.cache_clear()
+    detectors._default_detector.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models import resnet34
 
 from fer_helpers import models
+from fer_helpers.attention import ATTENTIONS, SpatialAttention
 from fer_helpers.models import (
     BACKBONES,
     TRANSFORMERS,
@@ -89,7 +90,7 @@ def test_every_backbone_builds_trains_a_step_and_swaps_its_head(backbone):
     json.dumps(model.architecture)
 
 
-@pytest.mark.parametrize("attention", models.ATTENTIONS)
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("place", ["last", "each"])
 def test_every_attention_in_every_place(attention, place):
     model = small(attention=attention, attention_place=place)
@@ -98,7 +99,7 @@ def test_every_attention_in_every_place(attention, place):
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("attention", models.ATTENTIONS[1:])
+@pytest.mark.parametrize("attention", ATTENTIONS[1:])
 @pytest.mark.parametrize("place", ["last", "each"])
 def test_a_safe_start_is_exactly_the_net_without_attention(attention, place):
     settings = {"attention": attention, "attention_place": place}
@@ -116,7 +117,7 @@ def test_a_safe_start_is_exactly_the_net_without_attention(attention, place):
 
 def test_spatial_attention_against_a_slow_version():
     torch.manual_seed(0)
-    attention = models.SpatialAttention()
+    attention = SpatialAttention()
     x = torch.randn(1, 5, 6, 4)
     weight = attention.conv.weight[0]
     stacked = nn.functional.pad(torch.stack([x[0].mean(0), x[0].max(0)[0]]), (3, 3, 3, 3))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fer_helpers import fer_csv
-from fer_helpers.data import FER_CLASSES, DataError, load_faces
+from fer_helpers.any_layout import load_faces
+from fer_helpers.data import FER_CLASSES, DataError
 from tests.faces_on_disk import FER_FOLDERS, picture, save, write_affectnet, write_fer
 
 

@@ -17,18 +17,16 @@ from test_faces import SHARED, nowhere, server  # noqa: F401 (fixtures)
 from torch import nn
 from torchvision.transforms import v2
 
-from fer_helpers import faces, prediction, sources
+from fer_helpers import detectors, faces, prediction, sources
+from fer_helpers.answers import Prediction, annotate, plot_answer
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
-from fer_helpers.faces import Detector, DetectorError, Face
+from fer_helpers.detectors import Detector, DetectorError, Face
 from fer_helpers.models import build_model
 from fer_helpers.pictures import ImageError
 from fer_helpers.prediction import (
-    Prediction,
     PredictionError,
-    annotate,
     load_classifier,
-    plot_answer,
     predict_faces,
     predict_images,
     predict_single_image,
@@ -378,9 +376,9 @@ def test_of_several_faces_the_largest_answers_and_points_to_the_others(model, de
 
 
 def test_without_a_detector_a_photo_gets_the_plain_result(model, face, monkeypatch):
-    prediction._default_detector.cache_clear()
+    detectors._default_detector.cache_clear()
     monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
+    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     answer = ask(Image.new("RGB", (640, 480)), model)
     assert answer.label is None
     assert answer.note.startswith("no detector here: give a crop or the model file")

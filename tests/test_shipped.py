@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fer_helpers import faces
+from fer_helpers import detectors
 from fer_helpers.checkpoints import SHIPPED, load_model
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.inference import predict_logits
@@ -48,8 +48,8 @@ def test_it_carries_all_that_an_answer_needs(file, loaded):
 def test_a_clone_finds_the_face_of_a_photo_offline(tmp_path, monkeypatch):
     pytest.importorskip("cv2", reason="finding faces needs OpenCV")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
-    monkeypatch.setattr(faces, "MODEL_URL", "http://127.0.0.1:1/x")
+    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(detectors, "MODEL_URL", "http://127.0.0.1:1/x")
     photo = Image.new("RGB", (640, 480), (214, 219, 224))
     photo.paste(draw_face("Happy", 3, size=240), (200, 100))
     photo.save("photo.jpg")

@@ -13,20 +13,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fer_helpers import files, recipes, resuming, training
+from fer_helpers import feeding, files, recipes, resuming, training
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import CheckpointError, load_model, load_state
-from fer_helpers.recipes import make_parts, vote_loss
-from fer_helpers.training import (
-    Feed,
-    TrainingError,
-    batch_rows,
-    detailed_lines,
-    epoch_order,
-    epoch_size,
-    estimate_minutes,
-    stop_request,
-)
+from fer_helpers.feeding import Feed, batch_rows, epoch_order, epoch_size
+from fer_helpers.recipes import TrainingError, make_parts, vote_loss
+from fer_helpers.training import estimate_minutes
+from fer_helpers.watching import detailed_lines, stop_request
 from tests.tiny import (
     AUGMENT,
     PREPROCESS,
@@ -171,7 +164,7 @@ def test_votes_are_mixed_like_the_labels():
         PREPROCESS, AUGMENT, 0, torch.device("cpu"), "fp32", np.eye(3, dtype=np.float32)[labels],
     )  # fmt: skip
     batch = Feed(phase)(np.arange(8))
-    _, targets, votes = training.prepare(phase, make_parts(phase, net()), *batch, number=0)
+    _, targets, votes = feeding.prepare(phase, make_parts(phase, net()), *batch, number=0)
     assert torch.equal(targets, votes)
     assert not torch.equal(votes, batch[2])
 

@@ -1,0 +1,192 @@
+"""Reads a dataset in whatever layout it has: recognized from what is on disk, said in one sentence.
+
+Where labels are numbers whose meaning is not known, the question is asked instead of guessed at.
+The two layouts with a division of their own, AffectNet and FER2013, go to `data`; all others are
+read as they are listed, and get a test set where they bring none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fer_helpers.data import contents, divide_fer, load_affectnet, load_fer2013
+from fer_helpers.fer_csv import USAGES, csv_file, read_table
+from fer_helpers.layouts import (
+    FER_CLASSES,
+    DataError,
+    Listing,
+    find_dataset,
+    local_path,
+    split_folder,
+)
+from fer_helpers.neighbors import LAYOUTS, Recognized, lister, recognize, subjects
+from fer_helpers.reading import DRAWN_MARKER, Reader, as_test
+from fer_helpers.splits import FaceSet, Splits, slice_positions
+
+
+def load_faces(
+    path: str | Path,
+    *,
+    layout: str = "auto",
+    order: str | Sequence[str] | None = None,
+    size: int | None = None,
+    grey: bool | None = None,
+    cache_dir: str | Path | None = None,
+    selection_size: int = 3000,
+    max_images: int = 0,
+    max_bad_share: float = 0.01,
+    progress: bool | None = None,
+) -> Splits:
+    """Read a dataset of faces in any layout of `LAYOUTS`.
+
+    With `val` and `test`, choices are made on `val`; with one of them, it is scored and choices
+    are made on a slice of train; with neither, a fifth of the images is cut out as test first
+    (for CK+ by subject: its three frames of a sequence never stand on two sides).
+
+    Args:
+        path: the folder of the dataset, a Kaggle mount of it, or a FER2013 CSV file.
+        layout: a key of `LAYOUTS`, or "auto" to recognize it.
+        order: class names in the order of the dataset's numbers, where labels are numbers.
+        size: reduce larger pictures to this many pixels; None keeps their size.
+        grey: decode to one channel; None does so if the pictures are grey.
+        cache_dir: where decoded pictures are kept; None takes the user's cache folder.
+        selection_size: images to hold out of train where no split is there to choose on;
+            0 holds out none.
+        max_images: use at most this many images of each split, stratified; 0 uses all.
+        max_bad_share: share of unreadable files (0..1) up to which they are skipped.
+        progress: show a progress bar while decoding; None shows it on a terminal only.
+
+    Raises:
+        DataError: nothing known is there, labels are numbers of unknown meaning, or anything
+            that the loaders of `data` refuse.
+    """
+    if layout != "auto" and layout not in LAYOUTS:
+        raise DataError(f"layout {layout!r} is none of auto, {', '.join(LAYOUTS)}: use one of them")
+    common = {
+        "size": size,
+        "cache_dir": cache_dir,
+        "selection_size": selection_size,
+        "max_images": max_images,
+        "max_bad_share": max_bad_share,
+        "progress": progress,
+    }
+    found = _find_layout(local_path(path), layout)
+    said = f"{found.root.name} is read as {LAYOUTS[found.layout]}"
+    if found.layout == "fer2013":
+        folders = [split_folder(found.root, role) for role in ("train", "test")]
+        if None in folders:
+            raise DataError(f"{found.root} lacks the folder train or test: unzip FER2013 again")
+        splits = load_fer2013(*folders, grey=grey is not False, **common)
+    elif found.layout == "affectnet":
+        splits = load_affectnet(found.root, grey=bool(grey), **common)
+    elif found.layout == "fer2013-csv":
+        splits = _load_csv(found.root, Reader("FER2013", grey=True, **common))
+    else:
+        splits = _load_listed(found, order, grey, common)
+    return replace(splits, notes=(said, *splits.notes))
+
+
+def _find_layout(path: Path, layout: str) -> Recognized:
+    if path.is_file() and path.suffix.lower() == ".csv" and path.name.lower() != "labels.csv":
+        return Recognized("fer2013-csv", "FER2013", path)
+    if path.is_file() and path.name.lower() == "labels.csv":
+        path = path.parent
+    root = find_dataset(path, "the dataset folder", lambda folder: recognize(folder) is not None)
+    found = recognize(root)
+    if layout != "auto":
+        return Recognized(layout, found.dataset if found else root.name, root)
+    if found is None:
+        raise DataError(
+            f"{root} is in no known layout (it holds {contents(root)}; known are "
+            f"{'; '.join(LAYOUTS.values())}): give the folder of the dataset itself"
+        )
+    return found
+
+
+def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> Splits:
+    relist = lister(found, order)
+    listings = relist()
+    if grey is None:
+        grey = _all_grey(listings["train"])
+    reader = Reader(found.dataset, grey=grey, **common)
+    sets = {
+        role: reader.read(lambda role=role: relist()[role], listing)
+        for role, listing in listings.items()
+    }
+    if len(sets) > 1:
+        return reader.divide_folders(sets)
+    return _divide_whole(reader, sets["train"], by_subject=found.layout == "ckplus")
+
+
+def _divide_whole(reader: Reader, faces: FaceSet, by_subject: bool) -> Splits:
+    groups = np.array(subjects(faces.files)) if by_subject else faces.pixel_hashes
+    inside = np.zeros(len(faces), bool)
+    inside[slice_positions(faces, len(faces) // 5, "test", groups)] = True
+    train = faces.take(~inside)
+    test = as_test(faces.take(inside), train.pixel_hashes, "test")
+    sentence = (
+        f"{reader.dataset}: there is no test folder, so {len(test):,} of {len(faces):,} images, "
+        f"divided by {'subject' if by_subject else 'twin group'}, are cut out as the test set."
+    )
+    return reader.divide(train, None, [test], sentence, groups[~inside] if by_subject else None)
+
+
+def _all_grey(listing: Listing) -> bool:
+    """Whether the pictures are grey, judged by up to 64 of them."""
+    modes = set()
+    for path in listing.sample():
+        try:
+            with Image.open(path) as image:
+                modes.add(image.mode)
+        except Exception:  # reading it for good will say what is wrong
+            continue
+    return modes <= {"L", "1", "I;16"} and bool(modes)
+
+
+def _load_csv(path: Path, reader: Reader) -> Splits:
+    path = csv_file(path)
+    table, notes = read_table(path, reader.cache_dir, reader.progress)
+    reader.notes.extend(f"{path.name}: {note}" for note in notes)
+    rows = np.arange(len(table.usages))
+    reader.judge("csv", path, [f"{path.name} row {row}" for row in rows], table.bad)
+    sets = {}
+    for usage in USAGES:
+        positions = rows[table.usages == usage]
+        if len(positions):
+            labels = [FER_CLASSES.index(name) for name in table.emotions[positions]]
+            sets[usage] = FaceSet(
+                pixels=table.pixels,
+                rows=positions,
+                labels=np.array(labels, dtype=np.int64),
+                class_names=FER_CLASSES,
+                files=np.array([f"{usage}/row_{row:05d}" for row in positions], dtype=object),
+                split=usage,
+                dataset="FER2013",
+                origin="drawn" if (path.resolve().parent / DRAWN_MARKER).exists() else "real",
+                content_hash=table.content_hash,
+                pixel_hashes=table.hashes[positions],
+                native=np.full(len(positions), "CSV 48x48", dtype=object),
+            )
+    if "Training" not in sets or len(sets) < 2:
+        raise DataError(
+            f"{path} has rows for {', '.join(sets) or 'no split'} only: it needs Training and at "
+            "least one of PublicTest and PrivateTest; download it again"
+        )
+    train = sets.pop("Training").take(slice(None), split="train")
+    test = _union(list(sets.values()))
+    owner = np.concatenate([np.full(len(part), name) for name, part in sets.items()])
+    halves = {name: np.flatnonzero(owner == name) for name in sets}
+    return divide_fer(reader, train, test, halves)
+
+
+def _union(parts: Sequence[FaceSet]) -> FaceSet:
+    """Parts of one store, one after the other."""
+    whole = parts[0]
+    names = ("rows", "labels", "files", "pixel_hashes", "native")
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return replace(whole, split="test", **joined)
