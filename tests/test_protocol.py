@@ -62,6 +62,7 @@ def test_temperature_comes_from_the_selection_set_alone(asked):
     for result in results:
         found = [entry["numbers"]["temperature"] for entry in result.entries]
         assert found == pytest.approx([temperature, of_views])
+        assert result.temperatures == pytest.approx({"4": of_views})
     # Other answers of the test set change nothing.
     other = splits(labels=(np.arange(12) + 1) % 3)
     assert score(other)[1] == temperature
@@ -165,6 +166,7 @@ def test_the_balanced_point_is_chosen_on_the_selection_set_and_says_so(asked):
     (entry,) = balanced.entries
     assert entry["stamp"]["note"] == f"balanced operating point, tau {tau:.2f}"
     assert not entry["headline"]
+    assert entry["numbers"]["temperature"] == results[0].numbers["temperature"] != 1
     assert entry["leak_free"]["n"] == LEAK_FREE.sum()
     table = points_table(results[0], balanced)
     assert list(table.index) == ["as trained", f"balanced, tau {tau:.2f}"]
