@@ -1,6 +1,8 @@
 """Invariants of the fused augmentation, and its distribution against torchvision's transforms."""
 
 import dataclasses
+import inspect
+import math
 
 import numpy as np
 import pytest
@@ -217,6 +219,32 @@ def test_switching_one_thing_off_leaves_the_others():
     assert mirrored.max() < 4  # only clipping differs
 
 
+def test_every_strength_has_a_random_number_of_its_own(monkeypatch):
+    drawn = {}
+    for function in (backward, boxes, jitter):
+
+        def watched(*given, function=function, **named):
+            drawn.update(inspect.signature(function).bind(*given, **named).arguments)
+            return function(*given, **named)
+
+        monkeypatch.setattr(f"fer_helpers.augment.{function.__name__}", watched)
+    recipe = Augment(
+        flip=0.5, rotation=9, shift=0.1, scale=0.2, brightness=0.3, contrast=0.3, erase=0.5
+    )
+    recipe(torch.zeros(2000, 1, 8, 8, dtype=torch.uint8), Preprocess(size=8, **RAW), seeded())
+    erased, ratio = drawn["area"] > 0, drawn["ratio"].log()
+    names = ("flip", "angle", "scale", "brightness", "contrast")
+    values = [*(drawn[name] for name in names), *drawn["shift"].T, *drawn["place"].T, ratio, erased]
+    together = torch.stack([column.float() for column in values]).corrcoef()
+    of_holes = torch.stack([column[erased].float() for column in [*values[:-1], drawn["area"]]])
+    for found in (together, of_holes.corrcoef()):
+        assert (found - torch.eye(len(found))).abs().max() < 0.12
+    area = drawn["area"][erased]
+    assert area.mean() == pytest.approx(0.07, abs=0.004)
+    assert 0.02 <= area.min() < 0.022 and 0.118 < area.max() <= 0.12
+    assert [-ratio.min(), ratio.max()] == pytest.approx([math.log(3.3)] * 2, abs=0.02)
+
+
 def test_color_and_grey_come_out_as_the_model_takes_them():
     grey, color = faces(6), faces(6, channels=3)
     for recipe in (AFFECTNET, FER):
@@ -409,6 +437,17 @@ def test_mixing_shares_follow_the_beta_distribution():
     found = betainc(0.4, 0.4, torch.stack(shares).sort().values.double().numpy())
     expected = np.linspace(0, 1, len(found))
     assert np.abs(found - expected).max() < 1.95 / len(found) ** 0.5  # Kolmogorov, p = 0.001
+
+
+def test_pasted_boxes_have_the_expected_size_and_both_ways_of_mixing_take_turns():
+    images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 32, 32)
+    given = {"probability": 1, "generator": seeded()}
+    pasted = [mix(images, torch.eye(2), mixup=0, cutmix=1, **given)[0][0] for _ in range(400)]
+    # The mean of (s - s^2 / 4)^2, a box of side s with its center anywhere, over an even s^2.
+    assert torch.stack(pasted).mean() == pytest.approx(0.5 - 0.2 + 1 / 48, abs=0.035)
+    mixed = [mix(images, torch.eye(2), mixup=1, cutmix=1, **given)[0][0] for _ in range(400)]
+    boxed = [bool(((face == 0) | (face == 1)).all()) for face in mixed]
+    assert 0.4 < np.mean(boxed) < 0.6
 
 
 def test_mixing_sometimes_or_never():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fer_helpers.calibration import (
     abstain_threshold,
@@ -57,6 +58,19 @@ def test_ece_agrees_with_a_slow_loop():
     assert found["accuracy"][0] is None  # seven classes: no confidence below 1/7
 
 
+def test_the_band_of_a_bin_is_binomial():
+    found = reliability(np.tile([0.7, 0.3], (400, 1)), np.zeros(400, int))
+    (place,) = np.flatnonzero(found["count"])
+    band = stats.binom.ppf([0.025, 0.975], 400, 0.7) / 400
+    assert [found["low"][place], found["high"][place]] == pytest.approx(band, abs=0.006)
+
+
+def test_a_confidence_on_the_edge_of_two_bins_counts_in_the_lower_one():
+    edge = np.linspace(0, 1, 16)[9]
+    found = reliability(np.array([[edge, 1 - edge]]), np.array([0]))
+    assert np.flatnonzero(found["count"]).tolist() == [8]
+
+
 def test_the_calibrated_range_covers_a_calibrated_model_and_no_other():
     inside = 0
     for seed in range(20):
@@ -110,6 +124,7 @@ def test_risk_coverage_by_hand():
     assert answered_above(probabilities, labels, 0.75) == pytest.approx(
         {"threshold": 0.75, "coverage": 0.4, "accuracy": 0.5}
     )
+    assert answered_above(probabilities, labels, chosen["threshold"]) == pytest.approx(chosen)
     assert answered_above(probabilities, labels, 1.0)["accuracy"] is None
     with pytest.raises(ValueError, match="at most 1"):
         abstain_threshold(probabilities, labels, 1.2)

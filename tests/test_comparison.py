@@ -9,6 +9,7 @@ import pytest
 
 from fer_helpers import comparison
 from fer_helpers.comparison import compare, read_run, read_runs, write_made_up_run
+from fer_helpers.confusions import holm
 from fer_helpers.evaluation import mcnemar
 from fer_helpers.records import write_predictions
 
@@ -77,6 +78,10 @@ def test_seeds_are_summed_up_by_hand(records):
     (plain,) = [r for r in other if r.name == "plain 2"]
     plain.metrics["results"][0]["stamp"]["content_hash"] = "other pictures"
     assert not len(comparison.compare_seeds(other))
+    other = deepcopy(records)
+    (plain,) = [r for r in other if r.name == "plain 2"]
+    plain.metrics["results"][0]["stamp"]["code"] = "other code"
+    assert not len(comparison.compare_seeds(other))
     stopped = [replace(r, finished=r.name != "plain 2") for r in records]
     assert not len(comparison.compare_seeds(stopped))
 
@@ -92,8 +97,9 @@ def test_mcnemar_is_the_one_on_the_joined_pictures(records):
         expected = mcnemar(right[pair["run_a"]], right[pair["run_b"]])
         assert pair["p_value"] == expected["p_value"]
         assert pair["difference"] == pytest.approx(expected["difference"])
-        assert pair["p_holm"] >= pair["p_value"]
         assert pair["n"] == 150
+    np.testing.assert_allclose(pairs["p_holm"].astype(float), holm(pairs["p_value"]))
+    assert (pairs["p_holm"] > pairs["p_value"]).any()
     matrix = comparison.mcnemar_matrix(pairs)
     assert matrix.loc["better", "plain 1"] == matrix.loc["plain 1", "better"]
     assert matrix.loc["better", "plain 1"] < 0.05

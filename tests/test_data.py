@@ -19,8 +19,9 @@ from fer_helpers.data import (
     load_fer2013,
 )
 from fer_helpers.layouts import canonical_emotion
-from fer_helpers.splits import SelectionSet, TestSet, TrainSet
+from fer_helpers.splits import SelectionSet, TestSet, TrainSet, limit_faces, slice_positions
 from tests.faces_on_disk import picture, save, write_affectnet, write_fer
+from tests.tiny import faces
 
 
 def fer(root, **keywords):
@@ -214,6 +215,17 @@ def test_max_images_is_stratified_per_split(tmp_path):
     assert len(fewer.tests[2]) == 14
     with pytest.raises(DataError, match="fewer than the 7 classes"):
         fer(tmp_path, max_images=3)
+
+
+def test_every_class_keeps_a_face_and_the_rest_is_in_proportion():
+    limited = limit_faces(faces(labels=[0] * 90 + [1] * 9 + [2]), 10)
+    assert limited.counts().tolist() == [7, 2, 1]
+
+
+def test_slices_for_different_purposes_are_cut_at_different_places():
+    cut = {purpose: slice_positions(faces(), 6, purpose) for purpose in ("selection", "test")}
+    assert len(cut["selection"]) == len(cut["test"]) == 6
+    assert not np.array_equal(cut["selection"], cut["test"])
 
 
 # ---------------------------------------------------------------- folders

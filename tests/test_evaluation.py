@@ -103,6 +103,19 @@ def test_a_hand_made_prediction_file_gives_every_number():
     assert "accuracy            62.50 %" in scores_text(result, "hand-made")
 
 
+def test_a_temperature_divides_the_logits_wherever_probabilities_count():
+    logits, labels = random_answers()
+    names = list("abcdefg")
+    plain = evaluate(logits, labels, names, bootstrap=0)
+    cooled = evaluate(logits, labels, names, bootstrap=0, temperature=2.0)
+    halved = evaluate(logits / 2, labels, names, bootstrap=0)
+    for key in ("nll", "brier", "ece"):
+        assert cooled[key] == pytest.approx(halved[key])
+        assert abs(cooled[key] - plain[key]) > 0.01
+        assert cooled["before_temperature"][key] == plain[key]
+    assert cooled["accuracy"] == plain["accuracy"]
+
+
 def test_scores_agree_with_the_slow_version_and_with_scikit_learn():
     logits, labels = random_answers()
     predicted = logits.argmax(axis=1)

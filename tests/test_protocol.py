@@ -20,18 +20,20 @@ def splits(selection=True, **more):
     private = scored_faces(leak_free=LEAK_FREE, **{"labels": None, **more})
     public = scored_faces(9, split="PublicTest", stamp="contains the selection split")
     chosen = selection_faces() if selection else None
-    return Splits(faces(), chosen, (private, public), sentence="Tiny.")
+    rarer = faces(labels=np.repeat([0, 1, 2], [16, 6, 2]))
+    return Splits(rarer, chosen, (private, public), sentence="Tiny.")
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Give fixed logits for every set, and tell which sets were asked about."""
+    """Give fixed logits, right more often than not, and tell which sets were asked about."""
     asked = []
 
     def logits(model, given, preprocess, *, views, **_):
         asked.append((type(given), given.split, views))
         draw = np.random.default_rng([len(given), views])
-        return (draw.normal(size=(len(given), 3)) * 3).astype(np.float32)
+        noise = draw.normal(size=(len(given), 3)) * 3
+        return (noise + 4 * np.eye(3)[given.labels]).astype(np.float32)
 
     monkeypatch.setattr(protocol, "predict_logits", logits)
     return asked
@@ -56,12 +58,14 @@ def test_temperature_comes_from_the_selection_set_alone(asked):
     given = splits()
     results, temperature, _ = score(given)
     logits = protocol.predict_logits(None, given.selection, None, views=1)
-    assert temperature == fit_temperature(logits, given.selection.labels) != 1
+    assert temperature == fit_temperature(logits, given.selection.labels)
     views = protocol.predict_logits(None, given.selection, None, views=4)
     of_views = fit_temperature(views, given.selection.labels)
+    assert len({1, round(temperature, 1), round(of_views, 1)}) == 3
     for result in results:
         found = [entry["numbers"]["temperature"] for entry in result.entries]
         assert found == pytest.approx([temperature, of_views])
+        assert result.temperatures == pytest.approx({"4": of_views})
     # Other answers of the test set change nothing.
     other = splits(labels=(np.arange(12) + 1) % 3)
     assert score(other)[1] == temperature
@@ -160,11 +164,13 @@ def test_the_balanced_point_is_chosen_on_the_selection_set_and_says_so(asked):
     )
     prior = given.train.counts()
     tau = fit_tau(chosen_on, given.selection.labels, prior)
+    assert tau > 0
     np.testing.assert_allclose(shift, -tau * np.log(prior / prior.sum()))
     np.testing.assert_allclose(balanced.logits, logit_adjust(results[0].logits, prior, tau))
     (entry,) = balanced.entries
     assert entry["stamp"]["note"] == f"balanced operating point, tau {tau:.2f}"
     assert not entry["headline"]
+    assert entry["numbers"]["temperature"] == results[0].numbers["temperature"] != 1
     assert entry["leak_free"]["n"] == LEAK_FREE.sum()
     table = points_table(results[0], balanced)
     assert list(table.index) == ["as trained", f"balanced, tau {tau:.2f}"]

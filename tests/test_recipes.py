@@ -6,7 +6,6 @@ from torch.nn import functional as F
 from fer_helpers.config import Config
 from fer_helpers.models import build_model
 from fer_helpers.recipes import (
-    Phase,
     TrainingError,
     class_weights,
     make_loss,
@@ -17,7 +16,7 @@ from fer_helpers.recipes import (
 )
 from fer_helpers.splits import TrainSet
 from tests.test_config import ROOT
-from tests.tiny import AUGMENT, PREPROCESS, faces, net, recipe, scored_faces, selection_faces
+from tests.tiny import faces, net, phase, recipe, scored_faces, selection_faces
 
 COUNTS = np.array([50, 30, 20])
 PLAIN = {"class_weights": "none", "label_smoothing": 0.0}
@@ -30,20 +29,6 @@ def batch():
     logits = torch.randn(16, 3, generator=draw) * 2
     labels = torch.randint(3, (16,), generator=draw)
     return logits, labels, torch.rand(16, 3, generator=draw).softmax(1)
-
-
-def phase(train=None, selection="tiny", votes=None, **changes):
-    return Phase(
-        faces() if train is None else train,
-        selection_faces() if selection == "tiny" else selection,
-        recipe(**changes),
-        PREPROCESS,
-        AUGMENT,
-        seed=0,
-        device=torch.device("cpu"),
-        precision="fp32",
-        votes=votes,
-    )
 
 
 # What a phase refuses
@@ -159,6 +144,15 @@ def test_logit_adjustment_adds_the_logarithm_of_the_share(batch):
     assert float(loss(logits, labels)) == pytest.approx(float(F.cross_entropy(moved, labels)))
 
 
+@pytest.mark.parametrize("sampler, counts", [("shuffle", [16, 6, 2]), ("balanced", [8, 8, 8])])
+def test_the_loss_knows_how_often_each_class_is_shown(batch, sampler, counts):
+    logits, labels, _ = batch
+    given = {"sampler": sampler, "logit_adjustment": 1.0}
+    parts = make_parts(phase(faces(labels=np.repeat([0, 1, 2], [16, 6, 2])), **given), net())
+    theirs = make_loss(recipe(**given), np.array(counts))(logits, labels)
+    assert float(parts.loss(logits, labels)) == pytest.approx(float(theirs))
+
+
 def test_loss_is_taken_in_full_precision(batch):
     logits, labels, _ = batch
     assert make_loss(recipe(), COUNTS)(logits.bfloat16(), labels).dtype == torch.float32
@@ -210,6 +204,18 @@ def test_one_cycle_has_its_peak_where_the_warm_up_ends():
     found = rates("onecycle", 10, 10, warmup=0.2)
     assert found.argmax() == 19 and found.max() == pytest.approx(1.0)
     assert found[0] == pytest.approx(1 / 25) and found[-1] < 1e-4
+
+
+def test_one_cycle_rises_for_three_tenths_unless_told_otherwise():
+    assert rates("onecycle", 10, 10).argmax() == 29
+
+
+def test_in_one_cycle_every_group_has_a_peak_of_its_own():
+    given = recipe(schedule="onecycle", backbone_lr=0.1, attention_lr=0.2, head_lr=0.4)
+    optimizer = make_optimizer(net(attention="se"), given)
+    make_schedule(optimizer, given, steps=3)
+    found = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert found == pytest.approx({"backbone": 0.1 / 25, "attention": 0.2 / 25, "head": 0.4 / 25})
 
 
 def test_plateau_halves_when_accuracy_stops_rising():
@@ -304,6 +310,21 @@ def test_average_is_torchs_after_its_youth():
     assert parts.kept() is not parts.model
 
 
+def test_a_young_average_forgets_faster_and_takes_the_buffers_along():
+    parts, slow = make_parts(phase(ema=0.9), net()), {}
+    moving = {n: v for n, v in parts.model.state_dict().items() if v.is_floating_point()}
+    assert any("running_mean" in name for name in moving)
+    for number in range(4):
+        rate = (1 + number) / (10 + number)
+        for name, values in moving.items():
+            values += 1
+            slow[name] = rate * slow.get(name, values) + (1 - rate) * values
+        parts.update_average(0.9, number)
+    kept = parts.kept().state_dict()
+    for name, values in slow.items():
+        torch.testing.assert_close(kept[name], values)
+
+
 def test_without_average_the_weights_themselves_are_kept():
     parts = make_parts(phase(ema=0.0), net())
     assert parts.kept() is parts.model
@@ -366,4 +387,9 @@ def test_the_originals_loss(original):
 
 
 def test_a_train_set_is_what_data_gives():
-    assert type(phase().train) is TrainSet and phase().steps == 3
+    assert type(phase().train) is TrainSet
+
+
+def test_the_last_batch_of_an_epoch_may_be_smaller():
+    assert phase().steps == 3
+    assert phase(faces(n=9)).steps == 2

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -92,8 +93,6 @@ def test_the_content_hash_is_the_same_on_every_machine(tmp_path):
     second = open_folder(tmp_path / "somewhere else", tmp_path / "other", grey=False)
     assert first.content_hash == second.content_hash
     # By hand, from names and bytes alone.
-    import hashlib
-
     slow = hashlib.sha256()
     for path in sorted((tmp_path / "a").rglob("*.png")):
         name = f"train/{path.relative_to(tmp_path / 'a').as_posix()}"
@@ -128,6 +127,17 @@ def test_reducing_is_anti_aliased_and_never_enlarges(tmp_path):
     assert abs(small.pixels[2].astype(int) - 127).max() < 40  # nearest would give 0 or 255
     assert any("reduced to 3x3" in note for note in small.notes)
     assert open_folder(root, tmp_path / "cache", size=48).pixels.shape[1:3] == (12, 12)
+
+
+def test_pixels_are_hashed_before_they_are_reduced(tmp_path):
+    root = write_faces(tmp_path / "faces", 4, size=(12, 10))
+    whole, small = (open_folder(root, tmp_path / "cache", size=size) for size in (None, 6))
+    assert small.pixels.shape[1:3] == (6, 6)
+    np.testing.assert_array_equal(whole.hashes, small.hashes)
+    by_hand = hashlib.blake2b(np.array([10, 12], "<i4").tobytes(), digest_size=16)
+    with Image.open(root / "happy/001.png") as image:
+        by_hand.update(np.asarray(image).tobytes())
+    assert whole.hashes[0] == by_hand.hexdigest().encode()
 
 
 def test_odd_files_are_read_as_prediction_reads_them(tmp_path):

@@ -9,6 +9,7 @@ from fer_helpers.augment import Augment
 from fer_helpers.config import Config
 from fer_helpers.models import build_model
 from fer_helpers.preprocess import Preprocess
+from fer_helpers.recipes import Phase
 from fer_helpers.splits import SelectionSet, Splits, TestSet, TrainSet
 from fer_helpers.training import train_phase
 
@@ -76,6 +77,21 @@ def recipe(**changes):
         fer_epochs=2, fer_lr_backbone=1e-2, fer_lr_attention=1e-2, fer_lr_head=1e-2, optimizer="sgd"
     ).recipe("fer2013")
     return replace(given, **{"batch_size": 8, "detail_every": 0, **changes})
+
+
+def phase(train=None, selection="tiny", votes=None, *, precision="fp32", **changes):
+    """What `train_phase` makes of tiny sets; `changes` go to the recipe."""
+    return Phase(
+        faces() if train is None else train,
+        selection_faces() if selection == "tiny" else selection,
+        recipe(**changes),
+        PREPROCESS,
+        AUGMENT,
+        seed=0,
+        device=torch.device("cpu"),
+        precision=precision,
+        votes=votes,
+    )
 
 
 def train(folder, model=None, *, train=None, selection=True, lines=None, **changes):
