@@ -169,9 +169,9 @@ from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
 from fer_helpers.config import Config
 from fer_helpers.corruptions import fixed_sample, robustness
-from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others
 
 # %%
+from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others
 from fer_helpers.data import load_affectnet, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, worst_offenders
 from fer_helpers.data_folders import settle_data
