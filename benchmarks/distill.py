@@ -5,13 +5,14 @@
     python benchmarks/distill.py ... --final student.safetensors
 
 The student is the network of `params/cpu.yaml`, from scratch or from the weights of `--start`;
-where IMAGE_SIZE is larger than that file's, faces grow to it for GROW_UNTIL of the epochs. It
-learns FER2013's train folder without the 3,000 images of docs/results/fer2013-selection-slice.txt,
-or, once a recipe is frozen, without the `--hold-out` of them that its temperature is fitted on;
-teachers must not have learned these either. Its targets are the label and what the teachers say
-about the same face (probabilities after their temperature, mean over teachers and over ten views;
-Hinton et al. 2015, "Distilling the Knowledge in a Neural Network"). That takes the place of label
-smoothing. `--set FER_ERASE=0.5 MIXUP=0.2` changes parameters of the file, FER+ votes among them.
+where IMAGE_SIZE is above the size those were trained at, faces grow to it for GROW_UNTIL of the
+epochs. It learns FER2013's train folder without the 3,000 images of
+docs/results/fer2013-selection-slice.txt, or, once a recipe is frozen, without the `--hold-out` of
+them that its temperature is fitted on; teachers must not have learned these either. Its targets are
+the label and what the teachers say about the same face (probabilities after their temperature, mean
+over teachers and over ten views; Hinton et al. 2015, "Distilling the Knowledge in a Neural
+Network"). That takes the place of label smoothing. `--set FER_ERASE=0.5 MIXUP=0.2` changes
+parameters of the file, FER+ votes among them.
 
 Killed, it continues to the bit with the same command. The table compares student and teachers on
 the images held out. `--final`, for a frozen recipe, writes the student in half precision, with

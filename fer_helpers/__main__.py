@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip", ".zst": "zstd"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,10 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if folder is not None:  # said now, not after a thousand pictures
                 folder.mkdir(parents=True, exist_ok=True)
         if csv is not None:  # a folder, open in another program, or where nothing may be written
-            is_new = not csv.exists()
-            csv.open("a").close()
-            if is_new:
-                csv.unlink()
+            csv = csv.resolve()  # what a link points to
+            if csv.exists():
+                csv.open("a").close()
+            if csv.is_file() or not csv.exists():
+                tempfile.TemporaryFile(dir=csv.parent).close()
         classifier = load_classifier(options.model, balanced=options.balanced)
         if options.model is None:
             print(f"Answers come from {classifier.path}.", file=sys.stderr)
@@ -110,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             say(table)  # before anything is written, which may fail
             sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough; the table is still wanted
+        except OSError as error:  # `| head` has seen enough; the table is still wanted
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # the second on Windows
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if csv is not None:
             # Names of files need not be text; what is not is written as \udc80 and the like.
@@ -120,9 +127,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 float_format="%.6g",
                 encoding="utf-8",
                 errors="backslashreplace",
-                compression="gzip" if csv.suffix == ".gz" else None,
+                compression=COMPRESSIONS.get(csv.suffix.lower()),
             )
-            replace_file(csv, write)
+            try:
+                if csv.is_file() or not csv.exists():
+                    replace_file(csv, write)
+                else:  # a device or a pipe
+                    write(csv)
+            except OSError as error:  # which would name a temporary file
+                raise OSError(error.errno, error.strerror, str(csv)) from error
     except (CheckpointError, DetectorError, ExportError, PredictionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

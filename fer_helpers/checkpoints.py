@@ -119,7 +119,7 @@ def newest_model(folder: str | Path = "runs") -> Path | None:
     A run on drawn faces knows nothing about people, so it comes last of all; one that was stopped
     before its first epoch ended knows nothing at all and is left out.
     """
-    found = list(Path(folder).glob("*/model.safetensors")) if Path(folder).is_dir() else []
+    found = list(Path(folder).glob("[!.]*/model.safetensors")) if Path(folder).is_dir() else []
     found.sort(key=lambda path: (path.stat().st_mtime, path.parent.name), reverse=True)
     found = [path for path in found if _epochs(path) != 0]
     real = (path for path in found if _extra(path).get("origin") != "drawn")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -334,7 +335,7 @@ class Config(BaseModel):
             for name, value in self.model_dump().items()
             if name not in NO_EFFECT_ON_THE_MODEL
         }
-        table = Path(self.ferplus_votes).expanduser()
+        table = Path(os.path.expanduser(self.ferplus_votes))
         if self.ferplus_weight and table.is_file():
             known["FERPLUS_VOTES"] = hashlib.sha256(table.read_bytes()).hexdigest()
         return known

@@ -178,11 +178,9 @@ def unpack(archive: Path, target: Path) -> None:
                     "make room and start again"
                 )
             file.extractall(target)
-    # With a password, or packed in a way that Python does not know: the last two.
-    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
-        raise DataError(
-            f"{archive} is not a complete zip file that can be unpacked ({error}): delete it and "
-            "download it again"
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
+        raise DataError(  # a RuntimeError: it has a password, or is packed in an unknown way
+            f"{archive} cannot be unpacked ({error}): delete it and download it again"
         ) from error
 
 

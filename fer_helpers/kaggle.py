@@ -115,7 +115,7 @@ def staged_notebook(notebook: Path, parameters: Path, modules: Mapping[str, str]
     given = read_parameters(parameters)
     special = {name: value for name, value in given.items() if value != defaults[name]}
     staged = parameterize_notebook(
-        staged, special, comment=f"From params/{parameters.name}, and stronger than the cell above"
+        staged, special, comment=f"From {parameters.name}: these values override the cell above"
     )
     commit = code_version()
     for number, cell in enumerate(staged.cells):

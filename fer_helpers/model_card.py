@@ -177,7 +177,7 @@ def _data_and_terms(record: RunRecord) -> list[str]:
         hashes = sorted({s["content_hash"][:12] for s in stamps if s["dataset"] == dataset})
         content = ", ".join(map(escape, hashes))
         lines.append(f"- {escape(dataset)}: {terms}. Content hash {content}.")
-    if record.params.get("FERPLUS_WEIGHT"):
+    if record.params.get("FERPLUS_WEIGHT") and "fer2013" in record.metrics.get("training", {}):
         lines.append(
             "- FER+ votes on the training faces of FER2013 were learned beside its labels."
         )

@@ -18,5 +18,7 @@ def attached_files(name: str) -> Iterator[Path]:
     wanted = re.compile(name)
     for folder, folders, files in os.walk(KAGGLE_INPUT):
         # Splits hold pictures and nothing else, and listing them takes minutes on these mounts.
-        folders[:] = sorted(set(folders) - {"train", "val", "valid", "test"})
+        # Hidden ones are nobody's: of a copy that was broken off, say.
+        passed = {"train", "val", "valid", "test"}
+        folders[:] = sorted(f for f in folders if f not in passed and not f.startswith("."))
         yield from (Path(folder, file) for file in sorted(files) if wanted.fullmatch(file))

@@ -205,7 +205,10 @@ def _gather(
         return "/" not in below and not any(place in listed for place in places)
 
     loose = sum(is_loose(name) for name, *_ in files)
-    notes += [f"{role}: {loose} files beside the class folders ignored"] if loose else []
+    beside = (
+        "files without a label beside the folders" if listed else "files beside the class folders"
+    )
+    notes += [f"{role}: {loose} {beside} ignored"] if loose else []
     return [file for file in files if not is_loose(file[0])], notes
 
 

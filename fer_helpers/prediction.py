@@ -296,7 +296,7 @@ def predict_images(
         raise PredictionError(f"batch_size is {batch_size}: give 1 or more.")
     if detector is not None and crop != "none":
         shared_detector(detector)  # one that cannot be used is said now, not at the last picture
-    annotate_to = annotate_to and local_path(annotate_to)
+    annotate_to = None if annotate_to is None else local_path(annotate_to)
     named = list(named_sources(sources, skip=annotate_to))
     if annotate_to is not None:
         _keep_originals(named, annotate_to)

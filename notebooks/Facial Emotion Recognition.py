@@ -213,7 +213,7 @@ print(banner or "Real faces.")
 
 # %%
 def fingerprint(config):
-    """What makes the model: a run is continued, and trained, with the same only."""
+    """What decides about the model: a run is continued and trained only where this is the same."""
     return config.fingerprint() | {"PRECISION": precision}
 
 
@@ -456,7 +456,7 @@ def curves(name, history, best_epoch=None):
 # %%
 if affectnet:
     run.expect(fingerprint(config))
-    model = eight = copy.deepcopy(start)
+    eight = copy.deepcopy(start)
     phases["affectnet"] = phase1 = train_phase(
         eight, affectnet.train, affectnet.selection, config.recipe("affectnet"),
         run.folder / "affectnet", name="AffectNet", preprocess=affectnet_transforms["val"],
@@ -494,11 +494,10 @@ scoring = {"views": config.tta_views, "bootstrap": config.bootstrap, "seed": con
 if affectnet:
     early = f"training was stopped early ({phase1.stopped})" if phase1.stopped else ""
     which = early or ("the network after phase 1" if fer else "")
-    pre = affectnet_transforms["val"]
-    scores, temperature, chosen_on = score_tests(eight, affectnet, pre, note=which, **scoring)
-    first = [entry for score in scores for entry in score.entries]
-    keep_predictions(scores, temperature)
-    display(score_table(scores))
+    of_eight = score_tests(eight, affectnet, affectnet_transforms["val"], note=which, **scoring)
+    first = [entry for score in of_eight[0] for entry in score.entries]
+    keep_predictions(*of_eight[:2])
+    display(score_table(of_eight[0]))
 
 # %% [markdown]
 # ## Phase 2: FER2013, 7 classes
@@ -523,9 +522,9 @@ def with_seven_classes(net):
 # %%
 if fer and not (affectnet and phase1.stopped):
     run.expect(fingerprint(config))
-    model = with_seven_classes(eight if affectnet else start)
+    seven = with_seven_classes(eight if affectnet else start)
     phases["fer2013"] = phase2 = train_phase(
-        model, fer.train, fer.selection, config.recipe("fer2013"), run.folder / "fer2013",
+        seven, fer.train, fer.selection, config.recipe("fer2013"), run.folder / "fer2013",
         name="FER2013", preprocess=fer_transforms["val"], augment=fer_transforms["train"],
         votes=votes, **machine,
         on_epoch=watch_epochs(partial(curves, "fer2013"), events and events / "fer2013"),
@@ -556,7 +555,10 @@ splits, pre, stopped = datasets[final], transforms[final]["val"], phases[final].
 class_names = splits.train.class_names
 early = f"training was stopped early ({stopped})" if stopped else ""
 if final == "fer2013":
-    scores, temperature, chosen_on = score_tests(model, splits, pre, note=early, **scoring)
+    model, of_final = seven, score_tests(seven, splits, pre, note=early, **scoring)
+else:
+    model, of_final = eight, of_eight
+scores, temperature, chosen_on = of_final
 results = first if final == "affectnet" else [e for s in scores for e in s.entries] + first
 headline = scores[0]
 test, numbers = headline.test, headline.numbers

@@ -65,7 +65,7 @@ def notebook(tmp_path_factory):
 def run(cache, notebook, tmp_path_factory):
     """Execute the notebook with a parameter file: gives the run folder and the values used."""
 
-    def execute(file, **more):
+    def execute(file, notebook=notebook, **more):
         folder = tmp_path_factory.mktemp(file.stem)
         places = {"OUTPUT_DIR": str(folder / "runs"), "CACHE_DIR": str(cache), "RUN_NAME": "tiny"}
         values = {**read_parameters(file), **TINY, **places, **more}
@@ -123,6 +123,25 @@ def test_every_section_runs_with_the_core_packages_alone(run, cache, tmp_path, m
 def test_phase_1_alone(run):
     folder, _ = run(ROOT / "params" / "demo.yaml", PHASES="affectnet")
     assert len(load_model(folder).class_names) == 8
+
+
+def test_cells_can_be_run_again(run, notebook, tmp_path):
+    """Those of phase 1 when phase 2 has ended: what is saved is phase 2's network all the same."""
+    again = nbformat.read(notebook, as_version=4)
+    sources = [cell.source for cell in again.cells if cell.cell_type == "code"]
+    training = next(s for s in sources if "eight = copy.deepcopy(start)" in s)
+    scoring = next(s for s in sources if "of_eight = score_tests" in s)
+    evaluation = next(i for i, s in enumerate(sources) if "final = list(phases)[-1]" in s)
+    for source in (training, scoring, *sources[evaluation:]):
+        again.cells.append(nbformat.v4.new_code_cell(source))
+    nbformat.write(again, tmp_path / "again.ipynb")
+    demo = ROOT / "params" / "demo.yaml"
+    folder, _ = run(demo, notebook=tmp_path / "again.ipynb", AFFECTNET_GREY=False)
+    loaded, phase2 = load_model(folder), load_model(folder / "fer2013")
+    assert loaded.extra["best_epoch"] == 1 and len(loaded.extra["balanced_shift"]) == 7
+    assert (loaded.class_names, loaded.preprocess) == (phase2.class_names, phase2.preprocess)
+    weights = phase2.model.state_dict()
+    assert all(weights[name].equal(w) for name, w in loaded.model.state_dict().items())
 
 
 OTHERS = [file for file in FILES if file.stem != "demo"]

@@ -334,7 +334,7 @@ def test_the_average_is_what_is_scored_and_saved(tmp_path, monkeypatch):
     saved, chosen = load_model(tmp_path / "best.safetensors").model, selection_faces()
     logits = torch.from_numpy(predict_logits(saved, chosen, PREPROCESS))
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(chosen.labels))
-    assert float(loss) == pytest.approx(result.history[0]["selection_loss"], abs=1e-6)
+    assert float(loss) == pytest.approx(result.history[0]["selection_loss"], abs=1e-5)
     moving = load_state(tmp_path / "last.pt")["model"]
     assert any(not torch.equal(moving[name], v) for name, v in saved.state_dict().items())
 
