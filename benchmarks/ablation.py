@@ -269,11 +269,12 @@ def main() -> None:
     precision = {"PRECISION": where["precision"]}
     old = [
         f"{run['arm']} (seed {run['seed']})"
-        for run in finished(options.out)
-        if run.get("recipe")
+        for run in ([] if options.table else finished(options.out))
+        if run["arm"] not in ARMS
+        or run.get("recipe")
         != settings(run["arm"], run["seed"], options.votes).fingerprint() | precision
     ]
-    if old and not options.table:
+    if old:
         parser.error(f"{options.out} holds runs of another recipe or precision: {', '.join(old)}; "
                      "choose another --out")  # fmt: skip
     needed = {"FER+ votes": options.votes, "phase 1 first": options.data / "affectnet"}

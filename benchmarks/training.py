@@ -73,8 +73,6 @@ def plain_steps(
         ]
     )
     images = ImageFolder(options.train_dir, transform)
-    readable = [i for i in range(len(images)) if Path(images.samples[i][0]).stat().st_size > 400]
-    images = torch.utils.data.Subset(images, readable)
     loader = DataLoader(images, RECIPE.batch_size, shuffle=True, num_workers=2, drop_last=True)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = net(options, device).train().to(memory_format=layout)
@@ -335,7 +333,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         faces = (
-            Path(options.data) if options.data else write_demo_faces(folder / "faces") / "fer2013"
+            Path(options.data)
+            if options.data
+            else write_demo_faces(folder / "faces", flaws=False) / "fer2013"
         )
         options.train_dir, options.test_dir = faces / "train", faces / "test"
         options.cache = folder / "cache"

@@ -29,6 +29,7 @@ import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -371,8 +372,11 @@ def write_demo_faces(
                 # Another process was faster, or an outdated folder is in the way.
                 if _is_complete(folder, wanted):
                     break
-                if attempt == 9 or not folder.exists():
+                if attempt == 9:
                     raise
+                if not folder.exists():  # a virus scanner may hold new files for a moment
+                    time.sleep(0.05)
+                    continue
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(folder, Path(scratch) / f"outdated-{attempt}")
     return folder

@@ -170,7 +170,14 @@ def randomization_check(
                 # The zeros of a safe start would make every mask flat, which resembles nothing.
                 if isinstance(part, torch.nn.Conv2d) and not part.weight.any():
                     part.reset_parameters()
-        survived.append(similarity(trained, make_maps(fresh.to(batch.device), batch)))
+            fresh.to(batch.device)
+            if len(batch) > 1:  # batch norms scale by these faces, or every mask is full or empty
+                for part in fresh.modules():
+                    if isinstance(part, torch.nn.BatchNorm2d):
+                        part.momentum = None  # the mean over what was seen
+                with torch.no_grad():
+                    fresh.train()(batch)
+        survived.append(similarity(trained, make_maps(fresh.eval(), batch)))
     return float(np.mean(survived))
 
 

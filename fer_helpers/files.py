@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,12 +32,23 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> Path:
         write(partial)
         with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
-        os.replace(partial, path)
+        _rename(partial, path)
         _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     return path
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Rename; on Windows a scanner, a backup or Excel may hold the target for a moment."""
+    for pause in (0.1, 0.4, 1.6) if os.name == "nt" else ():
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(source, target)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ What the answers mean, and what to do about them, is the business of `data_check
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -85,6 +86,8 @@ def near_twins(
             for start in range(0, len(faces), block)
         ]
     )
+    # As many bytes as a block of FER2013's pictures, however large these are.
+    at_once = max(1, block * 48 * 48 // math.prod(sets[0].pixels.shape[1:])) if sets else 1
     pairs, values = [], []
     for i in range(0, len(rough), block):
         for j in range(i, len(rough), block):
@@ -92,8 +95,8 @@ def near_twins(
             if i == j:
                 alike = np.triu(alike, 1)
             found = np.argwhere(alike) + np.array([i, j])
-            for start in range(0, len(found), block):
-                pair = found[start : start + block]
+            for start in range(0, len(found), at_once):
+                pair = found[start : start + at_once]
                 value = _correlation(sets, starts, pair)
                 pairs.append(pair[value >= threshold])
                 values.append(value[value >= threshold])

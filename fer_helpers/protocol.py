@@ -265,7 +265,7 @@ def score_table(results: Sequence[Scored]) -> pd.DataFrame:
 # from fer_helpers.demo_faces import write_demo_faces
 # from fer_helpers.models import build_model
 #
-# with tempfile.TemporaryDirectory() as folder:
+# with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # mapped on Windows
 #     drawn = write_demo_faces(f"{folder}/drawn", per_class=10) / "fer2013"
 #     splits = load_fer2013(drawn / "train", drawn / "test", cache_dir=folder, max_bad_share=0.1)
 #     torch.manual_seed(0)

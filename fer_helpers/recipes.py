@@ -286,7 +286,8 @@ def make_loss(
             return value
         hard = F.one_hot(targets, logits.shape[1]) if targets.ndim == 1 else targets
         hit = (logits.softmax(1) * hard).sum(1)
-        return ((1 - hit) ** recipe.focal_gamma * value).mean()
+        # Not 0: below gamma 1 the slope of the power is infinite there.
+        return ((1 - hit).clamp_min(1e-6) ** recipe.focal_gamma * value).mean()
 
     return loss
 

@@ -13,8 +13,8 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
+import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ import platformdirs
 from PIL import Image
 from tqdm import tqdm
 
-from fer_helpers.layouts import DataError, Listing
+from fer_helpers.layouts import DataError, Listing, local_path
 from fer_helpers.pictures import orientation, plain_image
 
 Loaded = TypeVar("Loaded")
@@ -165,21 +165,24 @@ def cached(
     Returns:
         What `load` or `in_memory` made, and what to tell the reader.
     """
-    folder = Path(cache_dir) if cache_dir else default_cache_dir()
+    folder = local_path(cache_dir) if cache_dir else default_cache_dir()
     entry = folder / key
-    notes = ()
+    notes, damaged = (), False
     if entry.is_dir():
         try:
             with contextlib.suppress(OSError):  # a cache on a read-only disk is fine, too
                 os.utime(entry)
             return load(entry), ()
         except DAMAGED:
+            damaged = True  # not deleted here: the error's traceback holds its mapped file open
+        if damaged:
             shutil.rmtree(entry, ignore_errors=True)
             notes = ("a damaged or outdated cache entry was thrown away and built again",)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _clear_old(folder)
-        temporary = Path(tempfile.mkdtemp(prefix=f"{key}.", dir=folder))
+        temporary = folder / f"{key}.{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()  # for whoever may use the cache: `mkdtemp` would make it private
         try:
             write(temporary)
             _put(temporary, entry)
@@ -214,12 +217,17 @@ def _put(written: Path, entry: Path) -> None:
 def _clear_old(folder: Path) -> None:
     """Throw away entries that nobody opened for long: of older formats, of folders that changed.
 
-    Only what has an entry's name and holds pixels is touched, whole or left by a killed run.
+    Only what has an entry's name and holds pixels is touched; what a killed run has left half
+    written, when nothing was written there for a day.
     """
-    limit = time.time() - KEEP_DAYS * 86_400
-    for entry in (pixels.parent for pixels in folder.glob("*/pixels.npy")):
+    for pixels in folder.glob("*/pixels.npy"):
+        entry = pixels.parent
+        name = re.fullmatch(r"[0-9a-f]{32}(\..+)?", entry.name)
+        if name is None:
+            continue
+        newest, days = (pixels, 1) if name[1] else (entry, KEEP_DAYS)
         with contextlib.suppress(OSError):  # another run clears it, too
-            if re.fullmatch(r"[0-9a-f]{32}(\..+)?", entry.name) and entry.stat().st_mtime < limit:
+            if newest.stat().st_mtime < time.time() - days * 86_400:
                 shutil.rmtree(entry, ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 """Which code and which packages made a number."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -24,7 +25,8 @@ def versions() -> dict[str, str]:
 def code_version() -> str:
     """The commit of this code: from `FER_COMMIT`, else from git, else `"unknown"`.
 
-    A commit from git ends in `+changes` when tracked files of the code differ from it.
+    Where files of the code differ from the commit, or nothing knows it, the code's own hash is
+    added: `unknown+3f2a...`. So two runs of the same version are of the same code.
     """
     return os.environ.get("FER_COMMIT", "").strip() or _git_commit()
 
@@ -43,5 +45,10 @@ def _git_commit() -> str:
         commit = git("rev-parse", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{commit}+changes" if changed else commit
+        return f"unknown+{_code_hash()}"
+    return f"{commit}+{_code_hash()}" if changed else commit
+
+
+def _code_hash() -> str:
+    sources = sorted(Path(__file__).resolve().parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

@@ -559,7 +559,6 @@ if final == "fer2013":
 else:
     model, of_final = eight, of_eight
 scores, temperature, chosen_on = of_final
-results = first if final == "affectnet" else [e for s in scores for e in s.entries] + first
 headline = scores[0]
 test, numbers = headline.test, headline.numbers
 confusion = np.array(numbers["confusion"])
@@ -579,6 +578,7 @@ print(evaluation.report_text(confusion, class_names))
 # training with class weights or a balanced sampler. The headline stays the first.
 
 # %%
+results = first if final == "affectnet" else [e for s in scores for e in s.entries] + first
 balanced_shift, metrics = [], {"results": results, "training": {}}
 if chosen_on is not None:
     balanced, balanced_shift = balance(headline, splits, chosen_on, bootstrap=config.bootstrap)

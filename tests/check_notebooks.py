@@ -23,14 +23,13 @@ def joined(text: str | list[str]) -> str:
 
 
 def pictures(notebook: dict) -> Iterator[str]:
-    """Every picture in a notebook, as its text: in outputs, attachments, HTML and markdown."""
+    """Every picture in a notebook, as its text: in outputs, attachments, HTML and sources."""
     for cell in notebook["cells"]:
         for bundle in cell.get("attachments", {}).values():
             yield from (
                 joined(d) for kind, d in sorted(bundle.items()) if kind.startswith("image/")
             )
-        if cell["cell_type"] == "markdown":
-            yield from EMBEDDED.findall(joined(cell["source"]))
+        yield from EMBEDDED.findall(joined(cell["source"]))
         for output in cell.get("outputs", []):
             for kind, data in sorted(output.get("data", {}).items()):  # as written to the file
                 if kind.startswith("image/"):
@@ -56,6 +55,8 @@ def problems(path: Path) -> list[str]:
             found.append("stores pictures but its metadata lack data_origin: drawn")
         elif metadata.get("pictures_sha256") != fingerprint(notebook):
             found.append("stores other pictures than `make notebooks` made from drawn faces")
+    if metadata.get("widgets"):  # clearing outputs leaves what galleries have put there
+        found.append("stores the state of widgets in its metadata, which may hold pictures")
     for number, cell in enumerate(notebook["cells"]):
         if any(output["output_type"] == "error" for output in cell.get("outputs", [])):
             found.append(f"stores an error in cell {number}")
@@ -67,7 +68,7 @@ def problems(path: Path) -> list[str]:
 def main(paths: list[str]) -> int:
     bad = [(path, problem) for path in paths for problem in problems(Path(path))]
     for path, problem in bad:
-        print(f"{path} {problem}; clear its outputs, or run `make notebooks`.")
+        print(f"{path} {problem}; clear its outputs (and widgets), or run `make notebooks`.")
     return 1 if bad else 0
 
 

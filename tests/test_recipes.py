@@ -119,6 +119,13 @@ def test_weighted_cross_entropy_is_torchs(batch, kind, smoothing):
         assert float(loss(logits, targets)) == pytest.approx(float(theirs), rel=1e-6)
 
 
+def test_focal_loss_of_a_certain_answer_has_a_gradient():
+    logits = torch.tensor([[60.0, 0.0, 0.0]], requires_grad=True)
+    given = recipe(loss="focal", focal_gamma=0.5, **PLAIN)
+    make_loss(given, COUNTS)(logits, torch.tensor([0])).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_focal_loss_equals_a_slow_one(batch, gamma):
     logits, labels, _ = batch
