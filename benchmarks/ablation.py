@@ -267,9 +267,10 @@ def main() -> None:
     where = {"device": device, "precision": pick_precision("auto", device)}
     # A base of yesterday's params/cpu.yaml, or in another precision, says nothing about an arm.
     precision = {"PRECISION": where["precision"]}
+    earlier = [] if options.table else finished(options.out)
     old = [
         f"{run['arm']} (seed {run['seed']})"
-        for run in ([] if options.table else finished(options.out))
+        for run in earlier
         if run["arm"] not in ARMS
         or run.get("recipe")
         != settings(run["arm"], run["seed"], options.votes).fingerprint() | precision

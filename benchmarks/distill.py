@@ -99,10 +99,11 @@ def main() -> None:
     if options.lr:
         changes |= dict.fromkeys(("fer_lr_backbone", "fer_lr_attention", "fer_lr_head"), options.lr)
     config = Config.from_yaml(options.params).changed(**changes)
-    if options.start:  # faces grow from the size that it knows; it is not sent back to smaller ones
-        size = load_model(options.start).preprocess.size
-        config = config.changed(start_size=size if size < config.image_size else 0)
     device = pick_device(options.device)
+    start = options.start and load_model(options.start, device)
+    if start:  # faces grow from the size that it knows; it is not sent back to smaller ones
+        size = start.preprocess.size
+        config = config.changed(start_size=size if size < config.image_size else 0)
     where = {"device": device, "precision": pick_precision(config.precision, device)}
     fer = read_fer(options.data, config, options.hold_out)
     teachers = [load_model(path, device) for path in options.teachers]
@@ -119,10 +120,9 @@ def main() -> None:
     targets = mixed(labels, np.load(heard), options.share)
 
     torch.manual_seed(config.seed)
-    if options.start:
-        student = load_model(options.start, device).model
-    else:
-        student = build_model(len(fer.train.class_names), **config.model_kwargs())
+    student = (
+        start.model if start else build_model(len(fer.train.class_names), **config.model_kwargs())
+    )
     print(f"{describe(student)} on {device} in {where['precision']}.", flush=True)
     preprocess = Preprocess(size=config.image_size, channels=config.input_channels, grey=True)
     result = train_phase(

@@ -42,13 +42,14 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 def _rename(source: Path, target: Path) -> None:
     """Rename; on Windows a scanner, a backup or Excel may hold the target for a moment."""
-    for pause in (0.1, 0.4, 1.6) if os.name == "nt" else ():
+    for pause in (0.1, 0.4, 1.6, None):
         try:
             os.replace(source, target)
             return
         except PermissionError:
+            if os.name != "nt" or pause is None:
+                raise
             time.sleep(pause)
-    os.replace(source, target)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -237,6 +237,31 @@ def nearest_folder(path: Path) -> str:
 # ---------------------------------------------------------------- listing
 
 
+def walk_once(
+    folder: str | Path, passed: Iterable[str | Path] = ()
+) -> Iterator[tuple[str, list[str]]]:
+    """Every visible folder below a folder, once each however its links are tied, and its files.
+
+    Args:
+        folder: where to begin.
+        passed: folders below it that are left out.
+
+    Yields:
+        The path of a folder and the sorted names of its visible files. What may not be read is
+        left out.
+    """
+    seen = {os.path.realpath(place) for place in (folder, *passed)}
+
+    def is_new(path: str) -> bool:
+        real = os.path.realpath(path)
+        return not (real in seen or seen.add(real))
+
+    for place, folders, files in os.walk(folder, followlinks=True):
+        visible = (name for name in sorted(folders) if not is_hidden(name))
+        folders[:] = [name for name in visible if is_new(os.path.join(place, name))]
+        yield place, sorted(name for name in files if not is_hidden(name))
+
+
 def walk_files(folder: Path) -> tuple[list[tuple[str, str, int, int]], int, int]:
     """All files below a folder, once each, however its links are tied.
 

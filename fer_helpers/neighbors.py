@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -24,6 +23,7 @@ from fer_helpers.layouts import (
     split_folder,
     subfolders,
     walk_files,
+    walk_once,
 )
 
 FER_CSV_FILES = ("icml_face_data.csv", "fer2013.csv")
@@ -94,17 +94,8 @@ def recognize(folder: Path) -> Recognized | None:
 
 
 def _file_names(folder: Path) -> Iterator[str]:
-    seen = {os.path.realpath(folder)}
-
-    def is_new(path: str) -> bool:
-        real = os.path.realpath(path)
-        return not (real in seen or seen.add(real))
-
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in sorted(folders)
-                      if not is_hidden(name) and is_new(os.path.join(place, name))]  # fmt: skip
-        # A few per folder: names of one class alone would not tell the layout.
-        yield from [name for name in sorted(files) if not is_hidden(name)][:20]
+    for _, files in walk_once(folder):
+        yield from files[:20]  # a few per folder: names of one class would not tell the layout
 
 
 def _holds_files(folder: Path) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fer_helpers.layouts import local_path
+from fer_helpers.layouts import local_path, walk_once
 from fer_helpers.pictures import ImageError, open_image, plain_image
 
 URL_MAX_BYTES = 20_000_000
@@ -206,17 +206,8 @@ def list_images(folder: str | Path, skip: str | Path | None = None) -> list[Path
 
     Folders that are links are followed, each folder once; the subfolder `skip` is left out.
     """
-    seen = {os.path.realpath(place) for place in (folder, skip) if place is not None}
-
-    def is_new(path: str) -> bool:
-        real = os.path.realpath(path)
-        return not (real in seen or seen.add(real))
-
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        visible = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in visible if is_new(os.path.join(place, name))]
-        found += [Path(place, name) for name in files if not name.startswith(".")]
+    walk = walk_once(folder, () if skip is None else (skip,))
+    found = (Path(place, name) for place, files in walk for name in files)
     return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(p))
 
 
