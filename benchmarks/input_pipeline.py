@@ -77,7 +77,10 @@ def original(files, faces, recipe, preprocess, batch):
     grey = preprocess.channels == 1 or preprocess.grey
     start = [transforms.Grayscale(preprocess.channels)] if grey else []
     transform = transforms.Compose(recipe_steps(transforms, recipe, preprocess, start))
-    loader = DataLoader(Files(files, transform), batch, shuffle=True, num_workers=2)
+    # Kept from epoch to epoch, unlike the original's: of epochs this short they would cost more.
+    loader = DataLoader(
+        Files(files, transform), batch, shuffle=True, num_workers=2, persistent_workers=True
+    )
     while True:
         yield from loader
 

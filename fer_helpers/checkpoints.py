@@ -293,6 +293,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read now ({error}): close what holds it, make it readable for you, "
+            "or free memory; do not delete it, it holds the training."
+        ) from error
     except Exception as error:  # unpickling damaged bytes can raise nearly anything
         raise CheckpointError(
             f"{path} is damaged or holds more than plain values ({type(error).__name__}): "

@@ -328,16 +328,23 @@ class Config(BaseModel):
     def fingerprint(self) -> dict[str, Any]:
         """The parameters that change the trained model; paths, budgets and figures do not.
 
-        Votes that are learned are known by the SHA-256 of their table, wherever it lies.
+        Votes that are learned and weights to start from are known by the SHA-256 of their file,
+        wherever it lies.
         """
         known = {
             name.upper(): value
             for name, value in self.model_dump().items()
             if name not in NO_EFFECT_ON_THE_MODEL
         }
-        table = Path(os.path.expanduser(self.ferplus_votes))
-        if self.ferplus_weight and table.is_file():
-            known["FERPLUS_VOTES"] = hashlib.sha256(table.read_bytes()).hexdigest()
+        files = {"PRETRAINED": self.pretrained}
+        if self.ferplus_weight:
+            files["FERPLUS_VOTES"] = self.ferplus_votes
+        for name, given in files.items():
+            if (
+                given not in ("", "none", "imagenet")
+                and (path := Path(os.path.expanduser(given))).is_file()
+            ):
+                known[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         return known
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import stat
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
+from fer_helpers.files import rename
 from fer_helpers.layouts import (
     AFFECTNET_CLASSES,
     FER_CLASSES,
@@ -89,7 +89,7 @@ def download(name: str, folder: str | Path) -> str:
                 f"{archive or 'it from the cache of kagglehub'} and run the download again, or "
                 f"take it by hand from https://www.kaggle.com/datasets/{source.handle}"
             ) from None
-        os.replace(found, target)
+        rename(found, target)
         if archive is not None:
             archive.unlink()
     finally:

@@ -15,9 +15,9 @@ from typing import IO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from fer_helpers.cache import FORMAT, cached
 from fer_helpers.layouts import DataError
 from fer_helpers.neighbors import FER_CSV_FILES
-from fer_helpers.store import FORMAT, cached
 
 # The numbers 0..6 of the competition; not alphabetical.
 FER_CSV_ORDER = ("Anger", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")

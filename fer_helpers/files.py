@@ -1,14 +1,17 @@
-"""Writing a file so that nobody ever finds half of it: the one mechanism for every kind of file."""
+"""Writing so that nobody ever finds half of a file, and one process at a time into one folder."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PARTIAL = ".partial"
+from filelock import FileLock, Timeout
+
+LOCK, PARTIAL = ".training.lock", ".partial"
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -26,13 +29,14 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> Path:
         `path`.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    # No process id: two containers that share a disk may both be number 17.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         with partial.open("rb+") as stream:
             os.fsync(stream.fileno())
-        _rename(partial, path)
+        rename(partial, path)
         _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
@@ -40,8 +44,8 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def _rename(source: Path, target: Path) -> None:
-    """Rename; on Windows a scanner, a backup or Excel may hold the target for a moment."""
+def rename(source: Path, target: Path) -> None:
+    """Rename, over a file; on Windows a scanner, a backup or Excel may hold one for a moment."""
     for pause in (0.1, 0.4, 1.6, None):
         try:
             os.replace(source, target)
@@ -69,3 +73,46 @@ def remove_partials(folder: str | Path) -> None:
     for partial in Path(folder).glob(f".*{PARTIAL}"):
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+class FolderInUseError(RuntimeError):
+    """Another process trains in a folder; one sentence that ends in a way out."""
+
+
+@contextlib.contextmanager
+def sole_writer(folder: str | Path) -> Iterator[None]:
+    """Let nobody else train in `folder` meanwhile; the lock of a process that dies is free again.
+
+    A disk that knows no locks, as some network disks, is taken on trust.
+
+    Raises:
+        FolderInUseError: another process holds the folder.
+    """
+    lock = FileLock(Path(folder) / LOCK, timeout=0)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:  # an OSError, so it comes first
+        raise FolderInUseError(
+            f"Another process trains in {folder} at this moment: wait for it, end it, or choose "
+            "another RUN_NAME."
+        ) from None
+    except (OSError, NotImplementedError):
+        pass  # whether the folder can be written is found out, and said, where it is written
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process trains in a subfolder of `folder`, as far as the disk can tell."""
+    for path in folder.glob(f"*/{LOCK}"):
+        try:
+            with FileLock(path, timeout=0):
+                pass
+        except Timeout:
+            return True
+        except (OSError, NotImplementedError):
+            continue
+    return False

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 KAGGLE_INPUT = Path("/kaggle/input")
+SPLITS = {"train", "val", "valid", "test"}
 
 
 def attached_files(name: str) -> Iterator[Path]:
@@ -17,8 +18,13 @@ def attached_files(name: str) -> Iterator[Path]:
     """
     wanted = re.compile(name)
     for folder, folders, files in os.walk(KAGGLE_INPUT):
-        # Splits hold pictures and nothing else, and listing them takes minutes on these mounts.
+        # Splits hold pictures and nothing else, and listing them takes minutes on these mounts; a
+        # run may have such a name, too.
         # Hidden ones are nobody's: of a copy that was broken off, say.
-        passed = {"train", "val", "valid", "test"}
-        folders[:] = sorted(f for f in folders if f not in passed and not f.startswith("."))
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and (name not in SPLITS or os.path.exists(os.path.join(folder, name, "run.json")))
+        )
         yield from (Path(folder, file) for file in sorted(files) if wanted.fullmatch(file))

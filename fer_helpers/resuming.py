@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -122,6 +123,7 @@ class Keeper:
         if not self.state_file.exists():
             progress = Progress()
             self.save(parts, progress, must=True)  # now there is something to continue from
+            self._expect_room()
             return progress
         state = checkpoints.load_state(self.state_file)
         try:
@@ -143,12 +145,24 @@ class Keeper:
             parts.scaler.load_state_dict(state["scaler"])
             checkpoints.restore_random_state(state["random"], {"augment": parts.generator})
             self.best = state["best"]
-            return Progress(**state["progress"])
+            progress = Progress(**state["progress"])
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoints.CheckpointError(
                 f"{self.state_file} is incomplete ({error!r}): delete it to start this phase "
                 "again, or set RESUME to 'never'."
             ) from None
+        if not progress.ended:
+            self.save(parts, progress, must=True)  # that it can be written is known before hours
+        return progress
+
+    def _expect_room(self) -> None:
+        """Refuse a disk that the state will outgrow: by the optimizer's and the best weights."""
+        free = shutil.disk_usage(self.folder).free
+        if free < (needed := 4 * self.state_file.stat().st_size):
+            raise checkpoints.CheckpointError(
+                f"{self.folder} has room for {free / 1e6:,.0f} MB, its checkpoints will need about "
+                f"{needed / 1e6:,.0f}: free some space or set OUTPUT_DIR to another disk."
+            )
 
     def keep(self, parts: Parts) -> None:
         """Note the present weights as the best ones."""

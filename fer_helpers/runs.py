@@ -31,6 +31,7 @@
 # %%
 """The run folder: which one a run writes to, and whether an earlier one is continued."""
 
+import contextlib
 import errno
 import json
 import math
@@ -38,7 +39,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -47,8 +47,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fer_helpers.files import replace_file
-from fer_helpers.layouts import local_path
+from fer_helpers.files import in_use, remove_partials, replace_file
+from fer_helpers.layouts import is_hidden, local_path
 from fer_helpers.mounts import attached_files
 from fer_helpers.versions import code_version
 
@@ -67,18 +67,19 @@ class RunError(RuntimeError):
     """A run folder cannot be opened, written or read; one sentence that ends in a way out."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def explained(doing: str, where: Path) -> Iterator[None]:
     """Turn an `OSError` into one sentence that says what a person can do about it."""
     try:
         yield
     except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        advice = (
-            "the disk is full: free some space or set OUTPUT_DIR to another disk"
-            if full
-            else "set OUTPUT_DIR to a folder that can be written"
-        )
+        # Copying a folder collects its errors into one that has their texts, but no number.
+        if error.errno in {errno.ENOSPC, errno.EDQUOT} or os.strerror(errno.ENOSPC) in str(error):
+            advice = "the disk is full: free some space or set OUTPUT_DIR to another disk"
+        elif isinstance(error, PermissionError) and where.is_file():
+            advice = "close the program that has it open, or make it writable, and start again"
+        else:
+            advice = "set OUTPUT_DIR to a folder that can be written"
         raise RunError(f"Cannot {doing} {where} ({error.strerror or error}); {advice}.") from error
 
 
@@ -125,14 +126,15 @@ def _probe(folder: Path) -> None:
 
     Permission bits do not answer the question (root, read-only mounts, quotas); writing does.
     """
-    probe = folder / f".probe-{os.getpid()}"
+    probe = folder / ".probe"
     try:
         with probe.open("wb") as stream:
             stream.write(bytes(4 << 20))
             stream.flush()
             os.fsync(stream.fileno())
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # held by a scanner for a moment: the next one takes it
+            probe.unlink(missing_ok=True)
 
 
 # %% [markdown]
@@ -164,11 +166,6 @@ class Run:
     def name(self) -> str:
         """The name of the folder."""
         return self.folder.name
-
-    @property
-    def finished(self) -> bool:
-        """Whether `finish` was called for this folder, in this session or an earlier one."""
-        return bool(_read_state(self.folder)["finished"])
 
     def path(self, name: str) -> Path:
         """Where a file of this run stands; its folder is made if it has to be."""
@@ -257,7 +254,8 @@ def open_run(
 ) -> Run:
     """Decide which folder this run writes to, and make sure, before any training, that it can.
 
-    With `resume="auto"` a named folder of the same fingerprint is continued, and without a name the
+    With `resume="auto"` a named folder of the same fingerprint is continued (one of another in
+    which nothing was trained yet is begun again), and without a name the
     newest unfinished one is; where there is none, a copy of the newest unfinished one among
     Kaggle's attached inputs is. With `resume="never"` an existing named folder is moved aside to
     `name-1`, `name-2` ... With a path as `resume` that folder is continued; if it cannot be written
@@ -292,10 +290,17 @@ def open_run(
     elif not run_name or not named.exists() or _holds_no_run(named):
         run = _begin(output, run_name, wanted, origin, look=resume == "auto")
     elif resume == "never":
+        if in_use(named):
+            raise RunError(
+                f"{named} cannot be moved aside: another process trains in it. Wait for it, end "
+                "it, or choose another RUN_NAME."
+            )
         aside = _free_name(output, run_name)
         with explained("move aside", named):
             named.rename(aside)
         run = _start(named, wanted, origin, f"A new run; the earlier one now stands in {aside}.")
+    elif _never_trained(named, wanted):
+        run = _start(named, wanted, origin, "A new run; the one that stood here never trained.")
     else:
         run = _continue(named, output, run_name, wanted, origin)
 
@@ -308,11 +313,18 @@ def open_run(
 
 
 def _holds_no_run(folder: Path) -> bool:
-    """Whether a folder is empty but for notebooks: papermill wants its output's folder to exist."""
+    """Whether nothing but notebooks is in it: papermill wants its output's folder to exist."""
     return folder.is_dir() and all(
-        item.suffix in {".ipynb", ".html"} or item.name == ".ipynb_checkpoints"
+        item.suffix in {".ipynb", ".html"} or is_hidden(item.name)  # or a first write broken off
         for item in folder.iterdir()
     )
+
+
+def _never_trained(folder: Path, fingerprint: dict) -> bool:
+    """Whether a run of other parameters broke off so early that nothing of it can be lost."""
+    before = _read_state(folder)["fingerprint"]
+    trained = any(folder.glob("*/last.pt")) or (folder / "metrics.json").exists()
+    return before != fingerprint and before["origin"] == fingerprint["origin"] and not trained
 
 
 def _now() -> str:
@@ -331,7 +343,7 @@ def _begin(output: Path, run_name: str, fingerprint: dict, origin: str, *, look:
     if look and not run_name:
         # A hidden folder is a copy that was broken off.
         for folder, state in _unfinished(output.glob(f"[!.]*/{STATE}")):
-            if state["fingerprint"] == fingerprint:
+            if state["fingerprint"] == fingerprint and not in_use(folder):
                 return _continue(folder, output, "", fingerprint, origin)
     attached = _unfinished(attached_files(re.escape(STATE))) if look else []
     for folder, state in attached:
@@ -402,6 +414,9 @@ def _continue(
     source = folder
     if copied or not _writable(folder):
         folder = _copy_of(source, output, run_name)
+    remove_partials(folder)
+    if state["finished"]:  # until `finish`, its files are of two sessions
+        _write_state(folder, {**_read_state(folder), "finished": False})
     sentence = f"Continues {source}" + (f", copied to {folder}." if folder != source else ".")
     if state.get("code") != code_version():
         sentence += f" It was begun by code {state.get('code')}, this is {code_version()}."
@@ -422,14 +437,14 @@ def _writable(folder: Path) -> bool:
 def _copy_of(source: Path, output: Path, run_name: str) -> Path:
     """Copy a folder that cannot be written; an earlier copy of the same folder is used again."""
     origin = str(source.resolve())
-    target = output / (run_name or source.name)
-    if target.exists():
-        try:
+    target = first = output / (run_name or source.name)
+    number = 0
+    while target.exists():
+        with contextlib.suppress(RunError):
             if _read_state(target).get("copied_from") == origin:
                 return target
-        except RunError:
-            pass
-        target = _free_name(output, target.name)
+        number += 1
+        target = output / f"{first.name}-{number}"
     partial = target.with_name(f".{target.name}.partial")
     with explained("copy the run to", target):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -216,7 +217,7 @@ def download_example(gdown_id: str, folder: str | Path) -> Path:
 
     Args:
         gdown_id: the id in the file's sharing link.
-        folder: where it goes, under the name it has on Drive.
+        folder: where it goes: `<id>/<name on Drive>`. A photo that is there is not fetched again.
 
     Raises:
         ImageError: the id is not one, or Drive does not give the file.
@@ -228,10 +229,14 @@ def download_example(gdown_id: str, folder: str | Path) -> Path:
         )
     import gdown
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder) / gdown_id
+    if folder.is_dir():
+        return next(folder.iterdir())
+    scratch = folder.with_name(f".{gdown_id}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     try:
-        found = gdown.download(id=gdown_id, output=f"{folder}{os.sep}", quiet=True)
+        found = gdown.download(id=gdown_id, output=f"{scratch}{os.sep}", quiet=True)
     except Exception as error:  # gdown's own and requests' exceptions, different in each version
         raise ImageError(
             f"Google Drive did not give the file {gdown_id} ({type(error).__name__}): check the "
@@ -239,7 +244,8 @@ def download_example(gdown_id: str, folder: str | Path) -> Path:
         ) from error
     if found is None:
         raise ImageError(f"Google Drive did not give the file {gdown_id}: check its link.")
-    return Path(found)
+    scratch.rename(folder)
+    return folder / Path(found).name
 
 
 def named_sources(sources: Any, skip: Path | None = None) -> Iterator[tuple[str, Any]]:

@@ -5,42 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import math
-import multiprocessing
 import os
-import re
 import shutil
 import sys
-import time
-import uuid
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
-from zipfile import BadZipFile
 
-import joblib
 import numpy as np
 import PIL
-import platformdirs
-from PIL import Image
 from tqdm import tqdm
 
-from fer_helpers.layouts import DataError, Listing, local_path
-from fer_helpers.pictures import orientation, plain_image
+from fer_helpers.cache import FORMAT, cached
+from fer_helpers.decoding import CLOSED, decode_in_order, quiet, read_picture
+from fer_helpers.layouts import DataError, Listing
 
-Loaded = TypeVar("Loaded")
-
-FORMAT = 4  # raise it whenever what is written, or how a picture is decoded, changes
-KEEP_DAYS = 60  # an entry that nobody opens for so long is thrown away
 CHUNK_BYTES = 1 << 20  # decoded pixels per task: enough to hide the overhead of a task
-CLOSED = "cannot be opened"  # how a reason begins that may pass without a change of the file
-FILES_WORTH_A_POOL = 4000  # with fewer, one process is done before others have started
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,25 +46,6 @@ class Store:
     bad: dict[int, str]
     content_hash: str
     notes: tuple[str, ...] = ()
-
-
-class _Picture(NamedTuple):
-    """One file, decoded: `pixels` is None and `problem` says why if that failed."""
-
-    digest: bytes
-    pixels: np.ndarray | None = None
-    pixel_hash: str = ""
-    native: str = ""
-    size: tuple[int, int] = (0, 0)
-    problem: str = ""
-
-
-DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile)  # what a spoiled entry raises
-
-
-def default_cache_dir() -> Path:
-    """Where decoded pictures go unless the caller says otherwise: the user's cache folder."""
-    return Path(platformdirs.user_cache_dir("fer-helpers", appauthor=False))
 
 
 def cache_key(listing: Listing, size: int | None, grey: bool) -> str:
@@ -140,95 +105,6 @@ def open_store(
             "more room, or lower IMAGE_SIZE or MAX_IMAGES"
         ) from error
     return replace(store, notes=(*(f"{listing.role}: {note}" for note in notes), *store.notes))
-
-
-def cached(
-    cache_dir: str | Path | None,
-    key: str,
-    write: Callable[[Path], None],
-    load: Callable[[Path], Loaded],
-    in_memory: Callable[[], Loaded],
-) -> tuple[Loaded, tuple[str, ...]]:
-    """Load the cache entry `key`, writing it first where it is missing.
-
-    An entry appears complete or not at all: it is written beside its place and renamed. Of two
-    runs that build it at once, the slower takes what the faster wrote. Whoever writes an entry
-    clears away those that were not opened for `KEEP_DAYS`.
-
-    Args:
-        cache_dir: folder of the cache; None takes the user's cache folder.
-        key: name of the entry.
-        write: fills an empty folder.
-        load: reads an entry; raises OSError, ValueError, KeyError or EOFError if it is damaged.
-        in_memory: makes the same without a disk, for a cache that cannot be written.
-
-    Returns:
-        What `load` or `in_memory` made, and what to tell the reader.
-    """
-    folder = local_path(cache_dir) if cache_dir else default_cache_dir()
-    entry = folder / key
-    notes, damaged = (), False
-    if entry.is_dir():
-        try:
-            with contextlib.suppress(OSError):  # a cache on a read-only disk is fine, too
-                os.utime(entry)
-            return load(entry), ()
-        except DAMAGED:
-            damaged = True  # not deleted here: the error's traceback holds its mapped file open
-        if damaged:
-            shutil.rmtree(entry, ignore_errors=True)
-            notes = ("a damaged or outdated cache entry was thrown away and built again",)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _clear_old(folder)
-        temporary = folder / f"{key}.{uuid.uuid4().hex[:8]}"
-        temporary.mkdir()  # for whoever may use the cache: `mkdtemp` would make it private
-        try:
-            write(temporary)
-            _put(temporary, entry)
-            try:
-                return load(entry), notes
-            except DAMAGED as error:
-                said = f"{entry.name} there is damaged and cannot be removed"
-                raise OSError(errno.EEXIST, said) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        note = (
-            f"the cache {folder} cannot be written ({reason}), so the decoded pictures stay in "
-            "memory and are decoded again next time"
-        )
-        return in_memory(), (*notes, note)
-
-
-def _put(written: Path, entry: Path) -> None:
-    """Give a written entry its name, unless another run was faster: then its entry is taken."""
-    for pause in (0.1, 0.4, 1.6, 0):  # virus scanners hold new files for a moment
-        try:
-            os.replace(written, entry)
-            return
-        except OSError:
-            if entry.is_dir() or not pause:
-                return
-            time.sleep(pause)
-
-
-def _clear_old(folder: Path) -> None:
-    """Throw away entries that nobody opened for long: of older formats, of folders that changed.
-
-    Only what has an entry's name and holds pixels is touched; what a killed run has left half
-    written, when nothing was written there for a day.
-    """
-    for pixels in folder.glob("*/pixels.npy"):
-        entry = pixels.parent
-        name = re.fullmatch(r"[0-9a-f]{32}(\..+)?", entry.name)
-        if name is None:
-            continue
-        newest, days = (pixels, 1) if name[1] else (entry, KEEP_DAYS)
-        with contextlib.suppress(OSError):  # another run clears it, too
-            if newest.stat().st_mtime < time.time() - days * 86_400:
-                shutil.rmtree(entry, ignore_errors=True)
 
 
 def _load(entry: Path, listing: Listing) -> Store:
@@ -305,8 +181,10 @@ class _Builder:
 
     def _targets(self) -> Iterator[tuple[int, int]]:
         """Yield the size to decode to: a guess from a sample, then another if it was wrong."""
-        with _quiet():
-            sizes = Counter(_read(path, self.grey, None).size for path in self.listing.sample())
+        with quiet():
+            sizes = Counter(
+                read_picture(path, self.grey, None).size for path in self.listing.sample()
+            )
         sizes.pop((0, 0), None)
         guess = self._bounded(sizes) if sizes else (1, 1)
         yield guess
@@ -337,7 +215,7 @@ class _Builder:
             disable=None if self.progress is None else not self.progress,
         )
         start = 0
-        decoded = _in_order(self.listing, length, self.grey, target)
+        decoded = decode_in_order(self.listing, length, self.grey, target)
         try:
             with bar, contextlib.closing(decoded):  # a full disk must not leave processes at work
                 for pictures in decoded:
@@ -400,88 +278,3 @@ class _Builder:
             content_hash=content.hexdigest(),
             notes=tuple(notes),
         )
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Pillow's remarks on odd files are no news here, but a decompression bomb is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def _in_order(
-    listing: Listing, length: int, grey: bool, target: tuple[int, int]
-) -> Iterator[list[_Picture]]:
-    """Yield the pictures of all files, `length` at a time, decoded on every core if they are many.
-
-    By processes, since opening a small picture holds the GIL for most of its time: two threads were
-    slower than one. joblib's do not import the caller's script again, as multiprocessing's would.
-    """
-    # Not in a process of multiprocessing: a daemon may have none of its own, and any other would
-    # not end before these have been idle for their time.
-    count = len(listing.names)
-    alone = count < FILES_WORTH_A_POOL or multiprocessing.parent_process() is not None
-    workers = 1 if alone else joblib.cpu_count()
-    once = 8 * workers * length  # what may wait in memory until it is taken
-    with joblib.Parallel(workers, return_as="generator", idle_worker_timeout=60) as pool:
-        for begin in range(0, count, once):
-            end = min(begin + once, count)
-            parts = (
-                [listing.path(i) for i in range(start, min(start + length, end))]
-                for start in range(begin, end, length)
-            )
-            results = pool(joblib.delayed(_read_all)(part, grey, target) for part in parts)
-            try:
-                for pictures in results:  # noqa: UP028 (`yield from` would close it on its own)
-                    yield pictures
-            finally:
-                with _quiet():  # joblib has a remark on work that nobody waits for any more
-                    results.close()
-
-
-def _read_all(paths: Sequence[str], grey: bool, target: tuple[int, int]) -> list[_Picture]:
-    with _quiet():
-        return [_read(path, grey, target) for path in paths]
-
-
-def _read(path: str, grey: bool, target: tuple[int, int] | None) -> _Picture:
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        return _Picture(bytes(32), problem=f"{CLOSED} ({error.strerror or error})")
-    digest = hashlib.sha256(data).digest()
-    if not data:
-        return _Picture(digest, problem="empty file")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
-            native = _upright(image).convert("L" if grey else "RGB")
-    except (MemoryError, ImportError):
-        raise  # the machine's fault: no answer about this file, and nothing to keep in a cache
-    # Broken files raise OSError, ValueError, SyntaxError, struct.error and more, by format.
-    except Exception as error:
-        first = str(error).split("<")[0].strip() or type(error).__name__
-        return _Picture(digest, problem=f"not a readable picture ({first})")
-    raw = np.asarray(native)
-    fingerprint = hashlib.blake2b(np.int32(raw.shape).tobytes(), digest_size=16)
-    fingerprint.update(raw)
-    if target and native.size != target:
-        raw = np.asarray(native.resize(target, Image.Resampling.BILINEAR))
-    return _Picture(
-        digest,
-        pixels=raw.reshape(*raw.shape[:2], -1),
-        pixel_hash=fingerprint.hexdigest(),
-        native=f"{mode} {native.width}x{native.height}",
-        size=native.size,
-    )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture as prediction would read it: upright, 8 bits, without transparency."""
-    rotated = orientation(image) in range(2, 9)
-    if image.mode in ("L", "RGB") and not rotated and not image.has_transparency_data:
-        return image
-    return plain_image(image)

@@ -42,6 +42,7 @@ from fer_helpers.augment import Augment
 from fer_helpers.config import Recipe
 from fer_helpers.confusions import confusion_matrix, confusion_scores
 from fer_helpers.feeding import Feed, batch_rows, epoch_order, epoch_size, prepare
+from fer_helpers.files import sole_writer
 from fer_helpers.inference import autocast, predict_logits, repeatable
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
@@ -353,6 +354,7 @@ def train_phase(
         TrainingError: the sets do not fit the recipe, a loss was not finite, or memory ran out.
         checkpoints.CheckpointError: the state in `folder` belongs to another training, or nothing
             can be written there.
+        files.FolderInUseError: another process trains in `folder`.
     """
     device = torch.device(device)
     if compile and (missing := missing_for_compile(device)):
@@ -364,13 +366,14 @@ def train_phase(
     keeper = Keeper(folder, phase, model, commit=commit, extra=extra, log=log)
     torch.manual_seed(seed)
     parts = make_parts(phase, model, compile=compile)
-    progress = keeper.restore(parts)
     chosen_on = f"{selection.dataset} {selection.split}" if selection is not None else "nothing"
-    log(f"{name}: {len(train):,} faces in {phase.steps:,} steps an epoch, chosen on {chosen_on}.")
-    for row in progress.history:
-        log(epoch_line(row, recipe))
     feed, stopped = Feed(phase), ""
-    with stop_request() as asked_to_stop, repeatable(device):
+    with sole_writer(folder), stop_request() as asked_to_stop, repeatable(device):
+        progress = keeper.restore(parts)
+        size = f"{len(train):,} faces in {phase.steps:,} steps an epoch"
+        log(f"{name}: {size}, chosen on {chosen_on}.")
+        for row in progress.history:
+            log(epoch_line(row, recipe))
 
         def why_stop() -> str:
             if deadline is not None and time.monotonic() > deadline:
@@ -387,11 +390,11 @@ def train_phase(
                 log(line)
             if progress.best_epoch == progress.epoch:
                 keeper.keep(parts)
-            if on_epoch is not None:
-                on_epoch(progress.history)
             stopped = "" if progress.ended else why_stop()
             if progress.ended or stopped or keeper.age() > SAVE_SECONDS:
                 keeper.save(parts, progress, must=progress.ended or bool(stopped))
+            if on_epoch is not None:  # what is shown comes after what is kept
+                on_epoch(progress.history)
     if stopped:
         log(f"Stopped ({stopped}) in epoch {progress.epoch + 1}: "
             "run all from the start, and RESUME 'auto' continues here.")  # fmt: skip

@@ -166,11 +166,12 @@ from IPython.display import display
 from fer_helpers import evaluation, explain, exploration, inference, plots, records, runs, versions
 from fer_helpers.answers import annotate
 from fer_helpers.augment import Augment
+from fer_helpers.cache import default_cache_dir
 from fer_helpers.checkpoints import save_model
 from fer_helpers.config import Config
-from fer_helpers.corruptions import fixed_sample, robustness
 
 # %%
+from fer_helpers.corruptions import fixed_sample, robustness
 from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others
 from fer_helpers.data import load_affectnet, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, worst_offenders
@@ -193,7 +194,6 @@ from fer_helpers.protocol import (
     score_tests,
 )
 from fer_helpers.sources import download_example, read_image
-from fer_helpers.store import default_cache_dir
 from fer_helpers.training import estimate_minutes, train_phase
 from fer_helpers.watching import events_folder, watch_epochs
 
@@ -299,7 +299,7 @@ print(f"{len(others)} other datasets, {'no' if test_votes is None else 'with'} F
 # %%
 photos = {Path(PHOTO).name: read_image(PHOTO)} if PHOTO else {}
 if GDOWN_ID:
-    path = download_example(GDOWN_ID, run.folder)
+    path = download_example(GDOWN_ID, run.folder / "photos")
     photos[path.name] = read_image(path)
 print(f"{len(photos)} photos of your own.")
 

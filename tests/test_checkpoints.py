@@ -104,6 +104,18 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".hidden", "last.pt"]
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "in use"), MemoryError("no memory")])
+def test_a_state_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
+    save_state(tmp_path / "last.pt", {"x": 1})
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be read now.*do not delete it"):
+        load_state(tmp_path / "last.pt")
+
+
 # Model files
 
 

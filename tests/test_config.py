@@ -248,6 +248,15 @@ def test_learned_votes_are_known_by_what_stands_in_them(tmp_path):
     assert of(table, 0.0) == of(copy, 0.0)  # only looked at afterwards
 
 
+def test_weights_to_start_from_are_known_by_what_they_hold(tmp_path):
+    def of(name, content):
+        (tmp_path / name).write_bytes(content)
+        return Config(pretrained=str(tmp_path / name)).fingerprint()
+
+    assert of("a.pth", b"1") == of("b.pth", b"1") != of("a.pth", b"2")
+    assert Config(pretrained="none").fingerprint()["PRETRAINED"] == "none"
+
+
 def test_fingerprint_leaves_out_what_does_not_change_the_model():
     moved = {"output_dir": "else", "device": "cpu", "time_budget_minutes": 3.0, "tta_views": 1,
              "affectnet_dir": "a", "fer_detail_every": 1, "photo": "x.jpg",

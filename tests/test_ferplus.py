@@ -178,7 +178,7 @@ def test_the_table_of_the_development_data_is_read(tmp_path):
 
 def test_the_command_writes_the_table_that_is_read(published, tmp_path, monkeypatch, capsys):
     root, splits, names = published
-    monkeypatch.setattr("fer_helpers.store.default_cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr("fer_helpers.cache.default_cache_dir", lambda: tmp_path / "cache")
     out = tmp_path / "new" / "ferplus.csv"
     files = [str(root / "fer2013.csv"), str(root / "fer2013new.csv")]
     assert main([*files, "--data", str(root), "--out", str(out)]) == 0

@@ -710,7 +710,9 @@ def test_gdown_example_with_the_real_client(server, face, model, tmp_path, monke
 
     monkeypatch.setattr(requests.Session, "get", redirected)
     path = download_example("1a2b3c4d5e6f7g8h9", tmp_path / "new")
-    assert path == tmp_path / "new" / "Foto 1.png"
+    assert path == tmp_path / "new" / "1a2b3c4d5e6f7g8h9" / "Foto 1.png"
+    server.answers.clear()  # what is there is not fetched again
+    assert download_example("1a2b3c4d5e6f7g8h9", tmp_path / "new") == path
     assert same(ask(path, model), ask(face, model))
     server.answers["/uc?id=0000000000private"] = (
         200,

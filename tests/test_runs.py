@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from fer_helpers import mounts, runs
+from fer_helpers.files import FolderInUseError, sole_writer
 from fer_helpers.runs import RunError, open_run
 
 PARAMETERS = {"seed": 1, "lr": 1e-5, "output_dir": "runs"}
@@ -53,7 +54,7 @@ def listing(folder):
 def test_a_new_run_writes_complete_parameters(tmp_path):
     run = opened(tmp_path / "deep" / "runs")
     assert run.folder == tmp_path / "deep" / "runs" / "a"
-    assert (run.name, run.resumed, run.finished) == ("a", False, False)
+    assert (run.name, run.resumed) == ("a", False)
     text = (run.folder / "params.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(text) == {"SEED": 1, "LR": 1e-5, "OUTPUT_DIR": "runs"}
     assert listing(run.folder) == ["params.yaml", "run.json"]
@@ -76,7 +77,8 @@ def test_auto_continues_the_named_folder(tmp_path):
 
 def test_auto_refuses_another_fingerprint_and_says_what_differs(tmp_path):
     first = opened(tmp_path)
-    before = {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    first.path("fer2013/last.pt").write_text("trained")
+    before = {path.name: path.read_bytes() for path in first.folder.glob("*.*")}
     with pytest.raises(RunError) as error:
         opened(tmp_path, fingerprint={"seed": 2, "lr": 1e-5, "backbone": "resnet18"})
     said = str(error.value)
@@ -86,7 +88,48 @@ def test_auto_refuses_another_fingerprint_and_says_what_differs(tmp_path):
     assert "lr" not in said.replace("already", "")
     assert "RUN_NAME" in said
     assert "never" in said
-    assert before == {path.name: path.read_bytes() for path in first.folder.iterdir()}
+    assert before == {path.name: path.read_bytes() for path in first.folder.glob("*.*")}
+
+
+def test_a_run_that_broke_off_before_training_may_take_other_parameters(tmp_path):
+    opened(tmp_path)
+    run = opened(tmp_path, fingerprint={**FINGERPRINT, "lr": 1.0})
+    assert not run.resumed and "never trained" in run.sentence and listing(tmp_path) == ["a"]
+    run.expect({**FINGERPRINT, "lr": 1.0})
+
+
+def test_a_first_write_that_was_broken_off_is_no_run(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".run.json.1234abcd.partial").write_text("{")
+    assert not opened(tmp_path).resumed
+
+
+def test_a_finished_run_that_is_opened_again_is_not_finished(tmp_path):
+    run = opened(tmp_path)
+    run.finish()
+    assert json.loads((run.folder / "run.json").read_text())["finished"]
+    opened(tmp_path)
+    assert not json.loads((run.folder / "run.json").read_text())["finished"]
+
+
+def test_a_run_that_trains_elsewhere_is_neither_moved_nor_taken(tmp_path):
+    run = opened(tmp_path)
+    with sole_writer(run.path("fer2013/last.pt").parent):
+        with pytest.raises(RunError, match="another process trains in it"):
+            opened(tmp_path, resume="never")
+        assert opened(tmp_path, "").folder != run.folder
+        with pytest.raises(FolderInUseError, match="Another process trains in"):
+            sole_writer(run.folder / "fer2013").__enter__()
+    assert opened(tmp_path, resume="never").folder == run.folder
+
+
+def test_a_probe_that_cannot_be_taken_away_says_nothing_about_a_folder(tmp_path, monkeypatch):
+    def held(*_, **__):
+        raise PermissionError(errno.EACCES, "held by a scanner")
+
+    run = opened(tmp_path)
+    monkeypatch.setattr(runs.Path, "unlink", held)
+    assert opened(tmp_path).folder == run.folder
 
 
 def test_parameters_that_changed_after_opening_are_not_trained_with(run):
@@ -222,6 +265,24 @@ def test_of_the_attached_runs_the_newest_that_fits_is_continued(tmp_path, inputs
     assert str(inputs / "a-third") in opened(tmp_path / "runs").sentence
 
 
+@pytest.mark.parametrize("name", ["test", "train"])
+def test_an_attached_run_may_be_called_like_a_split(tmp_path, inputs, name):
+    (inputs / "faces" / "train" / "happy").mkdir(parents=True)
+    opened(inputs / "notebooks" / "runs", name)
+    assert opened(tmp_path / "runs", name).resumed
+
+
+def test_a_copy_beside_a_taken_name_is_used_again(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "a").mkdir(parents=True)  # somebody else's
+    source = opened(tmp_path / "attached").folder
+    read_only(monkeypatch, source)
+    first = opened(tmp_path / "runs", "", resume=source)
+    assert first.name == "a-1"
+    first.path("fer2013/last.pt").write_text("more")
+    assert opened(tmp_path / "runs", "", resume=source).folder == first.folder
+    assert listing(tmp_path / "runs") == ["a", "a-1"]
+
+
 def test_an_attached_run_that_does_not_fit_is_named_and_left_alone(tmp_path, inputs):
     other = opened(inputs / "faces", fingerprint={"seed": 9})
     run = opened(tmp_path / "runs", fingerprint={"seed": 1})
@@ -272,3 +333,12 @@ def test_a_full_disk_is_said_before_training_and_leaves_nothing(tmp_path, monkey
 def test_a_run_name_is_one_folder(tmp_path, name):
     with pytest.raises(RunError, match="RUN_NAME"):
         opened(tmp_path, name)
+
+
+def test_a_file_that_another_program_holds_is_no_folder_that_cannot_be_written(tmp_path):
+    path = tmp_path / "predictions.csv"
+    path.write_text("")
+    with pytest.raises(RunError, match="close the program that"), runs.explained("write", path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(RunError, match="disk is full"), runs.explained("copy to", tmp_path):
+        raise runs.shutil.Error([("a", "b", f"[Errno 28] {os.strerror(errno.ENOSPC)}")])

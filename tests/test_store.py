@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_helpers import store
+from fer_helpers import decoding, store
 from fer_helpers.layouts import DataError, list_class_folders
 
 
@@ -45,7 +45,8 @@ def entries(cache):
 
 def test_the_second_start_decodes_nothing(tmp_path, monkeypatch):
     first = open_folder(write_faces(tmp_path / "faces"), tmp_path / "cache")
-    monkeypatch.setattr(store, "_read", None)
+    for module in (store, decoding):
+        monkeypatch.setattr(module, "read_picture", None)
     second = open_folder(tmp_path / "faces", tmp_path / "cache")
     assert isinstance(second.pixels, np.memmap)
     np.testing.assert_array_equal(first.pixels, second.pixels)
@@ -171,7 +172,7 @@ def test_a_decompression_bomb_is_a_bad_file(tmp_path, monkeypatch):
 def test_a_failure_of_the_machine_is_no_answer_about_a_file(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces", 6)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_upright", lambda image: (_ for _ in ()).throw(MemoryError()))
+        patch.setattr(decoding, "_upright", lambda image: (_ for _ in ()).throw(MemoryError()))
         with pytest.raises(DataError, match=r"memory ran out while 6 pictures of .* close other"):
             open_folder(root, tmp_path / "cache")
     assert not entries(tmp_path / "cache")
@@ -212,7 +213,8 @@ def test_a_file_that_may_be_read_again_is_read_again(tmp_path, monkeypatch):
         return open(path, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "open", refuse, raising=False)
+        for module in (store, decoding):
+            patch.setattr(module, "open", refuse, raising=False)
         for _ in range(2):
             found = open_folder(root, tmp_path / "cache")
             assert found.bad == {0: "cannot be opened (Permission denied)"} and not found.notes
@@ -339,14 +341,14 @@ def test_another_builder_being_faster_is_no_problem(tmp_path, monkeypatch):
 
 def test_a_folder_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces")
-    real_read = store._read
+    real_read = decoding.read_picture
 
     def meddle(path, *rest):
         if path.endswith("020.png"):
             Image.new("L", (12, 12)).save(root / "sad/late.png")
         return real_read(path, *rest)
 
-    monkeypatch.setattr(store, "_read", meddle)
+    monkeypatch.setattr(decoding, "read_picture", meddle)
     with pytest.raises(DataError, match="changed while it was being read"):
         open_folder(root, tmp_path / "cache")
     assert not entries(tmp_path / "cache")
@@ -354,13 +356,13 @@ def test_a_folder_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatc
 
 def test_a_file_that_vanishes_is_an_error(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces")
-    real_read = store._read
+    real_read = decoding.read_picture
 
     def meddle(path, *rest):
         Path(path).unlink(missing_ok=True) if path.endswith("020.png") else None
         return real_read(path, *rest)
 
-    monkeypatch.setattr(store, "_read", meddle)
+    monkeypatch.setattr(decoding, "read_picture", meddle)
     with pytest.raises(DataError, match="changed while"):
         open_folder(root, tmp_path / "cache")
 
@@ -386,7 +388,7 @@ def test_memory_stays_flat_with_ten_times_the_pictures(tmp_path):
 
 
 def _open_in_child(root, cache, queue):
-    store.FILES_WORTH_A_POOL = 1
+    decoding.FILES_WORTH_A_POOL = 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         queue.put(open_folder(root, cache).content_hash)
@@ -425,8 +427,8 @@ def test_many_files_are_decoded_by_processes_that_need_no_guard(tmp_path):
     (root / "happy" / "003.png").write_bytes(b"no picture")
     script = tmp_path / "script.py"  # without `if __name__ == "__main__"`, as notebooks are
     script.write_text(
-        "from pathlib import Path\nfrom fer_helpers import store, layouts\n"
-        "store.FILES_WORTH_A_POOL, store.CHUNK_BYTES = 1, 300\n"
+        "from pathlib import Path\nfrom fer_helpers import decoding, store, layouts\n"
+        "decoding.FILES_WORTH_A_POOL, store.CHUNK_BYTES = 1, 300\n"
         "print('begun')\n"
         f"r = lambda: layouts.list_class_folders(Path({str(root)!r}), 'train', 'X')\n"
         f"s = store.open_store(r(), r, grey=True, cache_dir={str(tmp_path / 'cache')!r})\n"
@@ -443,8 +445,8 @@ def test_many_files_are_decoded_by_processes_that_need_no_guard(tmp_path):
 
 def test_a_decoding_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces", 60)
-    monkeypatch.setattr(store, "FILES_WORTH_A_POOL", 1)
-    monkeypatch.setattr(store, "_read_all", _killed)
+    monkeypatch.setattr(decoding, "FILES_WORTH_A_POOL", 1)
+    monkeypatch.setattr(decoding, "_read_all", _killed)
     with pytest.raises(DataError, match=r"train: a process .* was ended from outside"):
         open_folder(root, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
@@ -458,7 +460,7 @@ def _killed(*_):
 
 def test_a_disk_that_fills_up_stops_the_processes_without_a_remark(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces", 60)
-    monkeypatch.setattr(store, "FILES_WORTH_A_POOL", 1)
+    monkeypatch.setattr(decoding, "FILES_WORTH_A_POOL", 1)
     monkeypatch.setattr(store, "CHUNK_BYTES", 300)
     read = store._Builder.write
 

@@ -78,6 +78,8 @@ def full_disk(monkeypatch):
     return state
 
 
+FILES = [".training.lock", "best.safetensors", "last.pt"]
+
 # Learning
 
 
@@ -350,7 +352,7 @@ def test_a_schedule_may_be_longer_than_the_data(tmp_path, schedule):
 def test_nothing_is_written_outside_of_the_folder(tmp_path):
     train(tmp_path / "phase")
     assert os.listdir(tmp_path) == ["phase"]
-    assert sorted(os.listdir(tmp_path / "phase")) == ["best.safetensors", "last.pt"]
+    assert sorted(os.listdir(tmp_path / "phase")) == FILES
 
 
 @pytest.mark.parametrize("sets", [{"train": scored_faces()}, {"selection": scored_faces()}])
@@ -680,7 +682,7 @@ def test_a_full_disk_at_the_start_and_at_the_end_is_an_error(tmp_path, monkeypat
     disk["full"] = epoch == 0
 
     def on_epoch(history):
-        disk["full"] = len(history) == epoch
+        disk["full"] = len(history) == epoch - 1  # until the last epoch is to be saved
 
     with pytest.raises(CheckpointError, match="free some space"):
         train(tmp_path, on_epoch=on_epoch)
@@ -703,8 +705,31 @@ def test_a_full_disk_is_not_asked_again_at_every_step(tmp_path, monkeypatch):
         keepers[0].tried -= 1000 * (len(history) == 1)
 
     monkeypatch.setattr(resuming.Keeper, "__init__", remember)
-    train(tmp_path, on_epoch=on_epoch, lines=lines)
+    train(tmp_path, epochs=3, on_epoch=on_epoch, lines=lines)
     assert sum(line.startswith("Warning") for line in lines) == 1
+
+
+def test_a_disk_that_will_be_too_small_is_known_before_training(tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr(resuming.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(CheckpointError, match=r"has room for 0 MB.*free some space"):
+        train(tmp_path)
+
+
+def test_a_state_that_cannot_be_written_again_is_known_before_training(tmp_path, monkeypatch):
+    disk = full_disk(monkeypatch)
+    train(tmp_path, deadline=0.0)
+    disk["full"], steps = True, []
+    monkeypatch.setattr(training, "train_epoch", lambda *_: steps.append(1))
+    with pytest.raises(CheckpointError, match="free some space"):
+        train(tmp_path)
+    assert not steps
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    with files.sole_writer(tmp_path), pytest.raises(files.FolderInUseError, match="RUN_NAME"):
+        train(tmp_path)
+    train(tmp_path)
 
 
 # How long
@@ -806,4 +831,4 @@ def test_killed_at_twenty_moments_and_still_the_same_bits(tmp_path):
     again, status = child(tmp_path / "killed")
     assert 0 < again.count("step") < 180 and status == 0
     assert again[-1] == told[-1] and again[-1].startswith("hash ")
-    assert sorted(os.listdir(tmp_path / "killed")) == ["best.safetensors", "last.pt"]
+    assert sorted(os.listdir(tmp_path / "killed")) == FILES
