@@ -41,8 +41,8 @@ def make_step(settings: dict, faces: torch.Tensor, labels: torch.Tensor, precisi
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if faces.device.type == "cuda":
-            torch.cuda.synchronize()
+        if faces.device.type != "cpu":
+            torch.accelerator.synchronize(faces.device)
 
     return step
 

@@ -190,8 +190,8 @@ def rates(arms: dict, device: torch.device, *, rounds: int, steps: int, warm: in
 
 
 def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def compare(options, size: int, device: torch.device) -> None:

@@ -311,8 +311,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def random_state(generators: Mapping[str, torch.Generator]) -> dict[str, Any]:
-    """The position of every random stream that training can touch."""
+def random_state(generators: Mapping[str, torch.Generator], device: torch.device) -> dict[str, Any]:
+    """The position of every random stream that training on `device` can touch."""
     kind, keys, *rest = np.random.get_state()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
@@ -320,26 +320,29 @@ def random_state(generators: Mapping[str, torch.Generator]) -> dict[str, Any]:
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
         "generators": {name: generator.get_state() for name, generator in generators.items()},
     }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
         state["mps"] = torch.mps.get_rng_state()
     return state
 
 
 def restore_random_state(
-    state: Mapping[str, Any], generators: Mapping[str, torch.Generator]
+    state: Mapping[str, Any], generators: Mapping[str, torch.Generator], device: torch.device
 ) -> None:
-    """Put every random stream back to where `random_state` found it."""
+    """Put every random stream back to where `random_state` found it.
+
+    A run may go on with another GPU's number; on another kind of device its stream starts anew.
+    """
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     for name, generator in generators.items():
         generator.set_state(state["generators"][name])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
-    if "mps" in state and torch.backends.mps.is_available():
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    if "mps" in state and device.type == "mps":
         torch.mps.set_rng_state(state["mps"])
 
 

@@ -52,6 +52,9 @@ class Feed:
         batch = pixels.permute(0, 3, 1, 2), self.labels[where], self.votes[where]
         # Only CUDA keeps the memory of a copy it has not made yet (Apple: pytorch issue 189690).
         early = self.device.type == "cuda"
+        if early and self.resident is None:
+            # Out of ordinary memory a copy would first wait for the step before.
+            batch = batch[0].pin_memory(), *batch[1:]
         return tuple(part.to(self.device, non_blocking=early) for part in batch)
 
 

@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,10 @@ from fer_helpers.preprocess import Preprocess
 
 
 # %%
+NO_FP16 = re.compile(r"GTX 16\d\d|\bT(400|550|600|1000|1200|2000)\b")
+"""Cards without tensor cores, whose convolutions give NaN in fp16 (pytorch issue 77955)."""
+
+
 class DeviceError(RuntimeError):
     """The wished device or precision cannot be used here."""
 
@@ -51,10 +56,7 @@ def pick_device(wish: str = "auto") -> torch.device:
     An NVIDIA GPU is told to compute fp32 as such, not in the shorter TF32 that cuDNN would take.
     """
     if wish == "auto":
-        if torch.cuda.is_available():
-            wish = "cuda"
-        else:
-            wish = "mps" if torch.backends.mps.is_available() else "cpu"
+        wish = "cuda" if torch.cuda.is_available() else "mps" if _mps_works() else "cpu"
     device = torch.device(wish)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -74,6 +76,14 @@ def pick_device(wish: str = "auto") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("DEVICE is 'mps', but this machine has no Apple GPU: use 'auto'.")
     return device
+
+
+def _mps_works() -> bool:
+    """Whether there is an Apple GPU that gives memory: in a virtual machine it may give none."""
+    try:
+        return torch.backends.mps.is_available() and bool(torch.ones(1, device="mps").item())
+    except RuntimeError:
+        return False
 
 
 def _has_kernels(device: torch.device) -> bool:
@@ -109,8 +119,11 @@ def pick_precision(wish: str, device: torch.device) -> str:
     """
     if device.type == "cuda":
         # Asked of the hardware: `is_bf16_supported` alone counts slow emulation as support.
-        best = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-        possible = ("fp32", "fp16", "bf16") if best == "bf16" else ("fp32", "fp16")
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            best, possible = "bf16", ("fp32", "fp16", "bf16")
+        else:
+            broken = NO_FP16.search(torch.cuda.get_device_name(device))
+            best, possible = "fp32" if broken else "fp16", ("fp32", "fp16")
     elif device.type == "cpu":
         best = "bf16" if _cpu_has_bf16() else "fp32"
         possible = ("fp32", "bf16")  # bf16 without the instructions is slow, but it is right
@@ -197,12 +210,22 @@ def _over_batches(
     device = torch.device(device)
     read = faces.images if hasattr(faces, "images") else faces.__getitem__
     parts = []
-    with _evaluating(model):
+    with _evaluating(model), repeatable(device):
         for start in range(0, len(faces), batch_size):
             pixels = read(np.arange(start, min(start + batch_size, len(faces))))
             pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
             parts.append(_in_parts(forward, preprocess, pixels.permute(0, 3, 1, 2), precision))
     return torch.cat(parts).numpy() if parts else np.zeros((0, 0), np.float32)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on whichever way a device says so.
+
+    cuDNN finds no engine and cuBLAS allocates nothing where their workspace does not fit (pytorch
+    issue 108645), and an Apple GPU has no exception of its own.
+    """
+    said = ("out of memory", "unable to find an engine", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 
 def _in_parts(
@@ -213,8 +236,8 @@ def _in_parts(
         batch = preprocess(pixels).contiguous(memory_format=torch.channels_last)
         with autocast(pixels.device, precision):  # the pixels themselves stay exact
             return forward(batch).float().cpu()
-    except torch.OutOfMemoryError:
-        if len(pixels) == 1:
+    except RuntimeError as error:
+        if len(pixels) == 1 or not out_of_memory(error):
             raise
     halves = pixels.tensor_split(2)  # only outside of the block is the failed pass's memory free
     return torch.cat([_in_parts(forward, preprocess, half, precision) for half in halves])

@@ -23,8 +23,10 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -355,6 +357,11 @@ class Parts:
 
 def missing_for_compile(device: torch.device) -> str:
     """What `torch.compile` would need and does not find here; "" where nothing is missing."""
+    if sys.platform == "linux":
+        # What is compiled includes it. Debian keeps it in a package of its own.
+        headers = Path(sysconfig.get_path("include", "posix_prefix"))
+        if not (headers / "Python.h").exists():
+            return "the headers of Python (package python3-dev), which are not found here"
     if device.type != "cuda":
         usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
         name = (os.environ.get("CXX") or usual).split()[0]
@@ -381,9 +388,11 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
     average = None
     if compile:
         # One kernel a shape, whatever came before, so that a continued run meets the same; and room
-        # for every shape, since torch would go on without compiling after the eighth.
-        limit = max(torch._dynamo.config.recompile_limit, 64)
+        # for every shape of both phases, since torch would go on uncompiled after the eighth.
+        limit = max(torch._dynamo.config.recompile_limit, 256)
         torch._dynamo.config.recompile_limit = limit
+        # No stopwatch may decide an order of summation: it would decide otherwise another day.
+        torch._inductor.config.deterministic = True
     if recipe.ema:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
     return Parts(

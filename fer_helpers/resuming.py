@@ -143,7 +143,8 @@ class Keeper:
             parts.optimizer.load_state_dict(state["optimizer"])
             parts.schedule.load_state_dict(state["schedule"])
             parts.scaler.load_state_dict(state["scaler"])
-            checkpoints.restore_random_state(state["random"], {"augment": parts.generator})
+            own = {"augment": parts.generator}
+            checkpoints.restore_random_state(state["random"], own, self.phase.device)
             self.best = state["best"]
             progress = Progress(**state["progress"])
         except (KeyError, TypeError, ValueError) as error:
@@ -216,7 +217,7 @@ class Keeper:
             "optimizer": parts.optimizer.state_dict(),
             "schedule": parts.schedule.state_dict(),
             "scaler": parts.scaler.state_dict(),
-            "random": checkpoints.random_state({"augment": parts.generator}),
+            "random": checkpoints.random_state({"augment": parts.generator}, self.phase.device),
             "best": self.best,
         }
 

@@ -43,7 +43,7 @@ from fer_helpers.config import Recipe
 from fer_helpers.confusions import confusion_matrix, confusion_scores
 from fer_helpers.feeding import Feed, batch_rows, epoch_order, epoch_size, prepare
 from fer_helpers.files import sole_writer
-from fer_helpers.inference import autocast, predict_logits, repeatable
+from fer_helpers.inference import autocast, out_of_memory, predict_logits, repeatable
 from fer_helpers.models import EmotionNet
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.recipes import (
@@ -186,8 +186,9 @@ def look(
             files = ", ".join(phase.train.files[rows][:8]) + (" ..." if len(rows) > 8 else "")
             raise TrainingError(
                 f"The loss was not finite in epoch {progress.epoch + 1}, step {progress.step + 1} "
-                f"(batch with {files}): lower the learning rate or set CLIP_NORM to 1.0; the last "
-                "good state is kept."
+                f"(batch with {files}): lower the learning rate, set CLIP_NORM to 1.0"
+                f"{', or PRECISION to fp32' * (phase.precision == 'fp16')}; the last good state "
+                "is kept."
             )
         progress.loss += loss * len(rows)
         progress.hits += right
@@ -202,22 +203,26 @@ def step_that_fits(
     """`train_step`; where memory runs out, try halves to say which batch would fit."""
     try:
         return train_step(phase, parts, *feed(rows), number)
-    except torch.OutOfMemoryError:
-        pass  # only outside of this block is what the failed step held free again
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        said = str(error).splitlines()[0]  # what the failed step held is free outside of this block
     size = len(rows) // 2
     while size >= 2:
         parts.optimizer.zero_grad(set_to_none=True)
-        if phase.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if phase.device.type != "cpu":
+            torch.accelerator.empty_cache()
         try:
             train_step(phase, parts, *feed(rows[:size]), number)
             break
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             size //= 2
     advice = f"BATCH_SIZE {size} fits" if size >= 2 else "not even BATCH_SIZE 2 fits"
     raise TrainingError(
         f"BATCH_SIZE {phase.recipe.batch_size} at IMAGE_SIZE {phase.preprocess.size} does not fit "
-        f"into the GPU's memory: {advice}; a smaller IMAGE_SIZE or WIDTH takes less."
+        f"into the GPU's memory ({said}): {advice}; a smaller IMAGE_SIZE or WIDTH takes less."
     )
 
 

@@ -348,9 +348,9 @@ def test_every_random_stream_is_put_back(tmp_path):
         return (*drawn, random.random(), np.random.rand(), np.random.randn())
 
     np.random.randn()  # leaves a cached second value behind
-    save_state(tmp_path / "x", random_state({"own": own}))
+    save_state(tmp_path / "x", random_state({"own": own}, torch.device("cpu")))
     first = draw()
-    restore_random_state(load_state(tmp_path / "x"), {"own": own})
+    restore_random_state(load_state(tmp_path / "x"), {"own": own}, torch.device("cpu"))
     assert draw() == first
 
 

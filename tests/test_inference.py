@@ -12,12 +12,13 @@ from fer_helpers.inference import (
     pick_precision,
     predict_logits,
 )
-from tests.tiny import PREPROCESS, faces, net
+from tests.tiny import NO_MEMORY, PREPROCESS, faces, net
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 # What the wheels for Kaggle's image are built for (torch 2.10, CUDA 12.8): no Pascal.
 BUILT = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "compute_120"]
 CARDS = {"T4": (7, 5), "P100": (6, 0), "V100": (7, 0), "A100": (8, 0), "L4": (8, 9), "H100": (9, 0)}
+CARDS |= {"NVIDIA GeForce GTX 1650": (7, 5), "Quadro T1000": (7, 5)}
 
 
 @pytest.fixture
@@ -50,6 +51,8 @@ def test_a_machine_without_gpu(monkeypatch):
 def test_an_apple_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto") == CPU  # it is said to be there, and gives no memory
+    monkeypatch.setattr(inference, "_mps_works", lambda: True)
     assert pick_device("auto") == MPS
     assert pick_device("cpu") == CPU
 
@@ -101,7 +104,16 @@ def test_a_second_card_that_is_not_there(card):
 # Precision
 
 
-@pytest.mark.parametrize("name, best", [("T4", "fp16"), ("V100", "fp16"), ("A100", "bf16")])
+@pytest.mark.parametrize(
+    "name, best",
+    [
+        ("T4", "fp16"),
+        ("V100", "fp16"),
+        ("A100", "bf16"),
+        ("NVIDIA GeForce GTX 1650", "fp32"),  # fp16 gives NaN there
+        ("Quadro T1000", "fp32"),
+    ],
+)
 def test_precision_follows_the_card(card, name, best):
     card(name)
     assert pick_precision("auto", CUDA) == best
@@ -182,11 +194,12 @@ def test_batch_size_does_not_matter(views):
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_a_batch_that_does_not_fit_is_scored_in_parts(views):
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_a_batch_that_does_not_fit_is_scored_in_parts(views, error):
     class Greedy(torch.nn.Module):
         def forward(self, x):
             if len(x) > 3:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise error
             return x.flatten(1)[:, :4]
 
     pixels = faces(n=20).images()
@@ -195,6 +208,15 @@ def test_a_batch_that_does_not_fit_is_scored_in_parts(views):
         found, predict_logits(Greedy(), pixels, PREPROCESS, views=views, batch_size=2)
     )
     assert found.shape == (20, 4)
+
+
+def test_another_error_is_not_taken_for_missing_memory():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        predict_logits(Broken(), faces(n=4).images(), PREPROCESS)
 
 
 def test_pixels_are_prepared_in_full_precision():

@@ -25,6 +25,7 @@ from fer_helpers.training import estimate_minutes
 from fer_helpers.watching import detailed_lines, stop_request
 from tests.tiny import (
     AUGMENT,
+    NO_MEMORY,
     PREPROCESS,
     faces,
     net,
@@ -362,7 +363,7 @@ def test_a_test_set_is_refused(tmp_path, sets):
     assert not os.listdir(tmp_path)
 
 
-def test_what_cannot_be_compiled_is_known_beforehand(monkeypatch):
+def test_what_cannot_be_compiled_is_known_beforehand(tmp_path, monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(recipes.shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
@@ -370,6 +371,9 @@ def test_what_cannot_be_compiled_is_known_beforehand(monkeypatch):
     monkeypatch.setattr(recipes.sys, "platform", "linux")
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(recipes.sysconfig, "get_path", lambda *_: str(tmp_path))
+    assert "python3-dev" in recipes.missing_for_compile(cuda)
+    (tmp_path / "Python.h").touch()
     assert "C++ compiler" in recipes.missing_for_compile(cpu)
     assert "gcc or clang" in recipes.missing_for_compile(cuda)
     monkeypatch.setattr(recipes.shutil, "which", lambda name: name)
@@ -644,12 +648,13 @@ def test_losses_are_looked_at_in_order_however_rarely(tmp_path, monkeypatch):
     assert at_once.loss == pytest.approx(8 * float(losses.sum()))
 
 
-def test_out_of_memory_names_the_largest_half_that_fits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", NO_MEMORY)
+def test_out_of_memory_names_the_largest_half_that_fits(tmp_path, monkeypatch, error):
     real = training.train_step
 
     def greedy(phase, parts, pixels, *rest):
         if len(pixels) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return real(phase, parts, pixels, *rest)
 
     monkeypatch.setattr(training, "train_step", greedy)
