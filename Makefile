@@ -1,4 +1,4 @@
-# make only wraps commands that README.md writes out plainly. `make help` lists the targets.
+# README.md writes out plainly what the main targets run. `make help` lists all.
 PYTHON ?= python3
 VENV ?= .venv
 NOTEBOOK := Facial Emotion Recognition.ipynb

@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--model",
         metavar="FILE",
         help="model file (.safetensors or .onnx) or run folder; "
-        "default: the newest run's below ./runs, else the shipped one",
+        "default: the newest run on real faces below ./runs, else the shipped one",
     )
     parser.add_argument(
         "--crop",

@@ -440,8 +440,9 @@ def write_made_up_run(
 # %% [markdown]
 # ## Demo
 #
-# Three *made-up* runs: two seeds of one recipe and a better recipe. Intervals may overlap where
-# McNemar tells two runs apart all the same, because both answered the same pictures.
+# Three *made-up* runs: two seeds of one recipe and a better recipe. McNemar compares them on the same
+# pictures; on PublicTest that tells the better recipe from its first rival although their intervals
+# overlap.
 
 # %% tags=["active-ipynb"]
 # import tempfile
@@ -460,7 +461,7 @@ def write_made_up_run(
 # comparison.compare_seeds(records).round(3)
 
 # %% tags=["active-ipynb"]
-# pairs = comparison.mcnemar_pairs(records, "made-up", "PrivateTest")
+# pairs = comparison.mcnemar_pairs(records, "made-up", "PublicTest")
 # comparison.mcnemar_matrix(pairs).round(3)
 
 # %% tags=["active-ipynb"]

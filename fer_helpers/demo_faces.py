@@ -11,7 +11,7 @@
 #
 # Photographs of faces come with terms: they may not be redistributed, and a notebook that prints
 # them may not be published. So this project carries people who do not exist. They are drawn by a
-# few hundred lines of geometry, they stand in exactly the folders of the two Kaggle data sets, and
+# thousand lines of geometry, they stand in exactly the folders of the two Kaggle data sets, and
 # whoever clones the repository can run the whole workflow on them within minutes.
 #
 # What makes a drawn face angry or afraid is not our taste. The *Facial Action Coding System* of

@@ -196,7 +196,7 @@ def predict_single_image(
 
     Args:
         image_path: a path or anything else that `read_image` takes.
-        model: see `load_classifier`; None is the newest run's or the shipped model.
+        model: see `load_classifier`; None is the newest real-face run's or the shipped model.
         transform: the preprocessing; None is the checkpoint's.
         class_names: the outputs' names in order; None is the checkpoint's.
         show: print the answer and every class, and show the figure where a notebook can.
@@ -262,7 +262,7 @@ def predict_images(
     Args:
         sources: a folder (searched with its subfolders), one picture, or a list of both; pictures
             as `read_image` takes them.
-        model: see `load_classifier`; None is the newest run's or the shipped model.
+        model: see `load_classifier`; None is the newest real-face run's or the shipped model.
         transform: the preprocessing; None is the checkpoint's.
         class_names: the outputs' names in order; None is the checkpoint's.
         crop: "auto", "detect" or "none" (see above).

@@ -64,7 +64,7 @@ def stamp(
         content_hash: Hash over names and bytes of the files the pictures came from.
         origin: `"drawn"` or `"real"`.
         dataset: Name of the dataset.
-        device: Kind of device, such as `"cpu"` or `"NVIDIA T4"`.
+        device: Kind of device, such as `"cpu"` or `"cuda"`.
         precision: `"fp32"`, `"bf16"` or `"fp16"`.
         note: What a reader must know, such as `"contains the selection split"`.
     """

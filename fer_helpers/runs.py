@@ -23,6 +23,8 @@
 # | `timing.json` | what the clock said, kept apart |
 # | `predictions.csv` | one line per picture and split: truth, prediction, every probability |
 # | `figures/` | each figure as PNG and SVG |
+# | `model.safetensors` | the trained model, with its classes, preprocessing and temperature |
+# | `affectnet/`, `fer2013/` | the state that a phase continues from, and its kept weights |
 # | `MODEL_CARD.md` | the story of the run, written from the files above and from nothing else |
 #
 # A folder is never overwritten and never deleted: it is continued, or moved aside. `records` writes

@@ -62,8 +62,7 @@ SAVE_SECONDS = 60.0
 """At most one state file in this time between epochs, so that a fast GPU does not wait for the
 disk; within an epoch, one in five times this."""
 
-LOOK_EVERY = 50
-"""Steps between two looks at the loss on a GPU; each look waits for it."""
+LOOK_EVERY = 50  # steps between two looks at the loss on a GPU; each look waits for it
 
 
 # %% [markdown]

@@ -11,6 +11,7 @@ only; the pictures' fingerprint goes into the metadata, where tests/check_notebo
 import hashlib
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -73,17 +74,18 @@ def from_script(script: Path) -> nbformat.NotebookNode:
 
 
 def build(script: Path, target: Path) -> None:
-    """Write `target` from `script` with the outputs of a fresh kernel in the target's folder."""
+    """Write `target` from `script` with the outputs of a fresh kernel in an empty folder."""
     notebook = from_script(script)
     kernel = notebook.metadata.kernelspec
     # An interrupted run must not leave a half-run notebook: write at the end only.
-    NotebookClient(
-        notebook,
-        timeout=1800,
-        kernel_name=kernel.name,
-        record_timing=False,
-        resources={"metadata": {"path": str(target.parent)}},
-    ).execute()
+    with tempfile.TemporaryDirectory() as empty:  # as a new reader finds it, without earlier runs
+        NotebookClient(
+            notebook,
+            timeout=1800,
+            kernel_name=kernel.name,
+            record_timing=False,
+            resources={"metadata": {"path": empty}},
+        ).execute()
     notebook.metadata.kernelspec = kernel  # as the script has it, not as this machine calls it
     notebook.metadata.language_info = {
         key: notebook.metadata.language_info[key] for key in ("name", "file_extension", "mimetype")
@@ -98,7 +100,7 @@ def build(script: Path, target: Path) -> None:
 def main(names: list[str]) -> None:
     if Path("/kaggle/input").exists():
         sys.exit("/kaggle/input exists, outputs could show real faces: build notebooks elsewhere.")
-    os.environ["PYTHONPATH"] = str(ROOT)  # kernels start in the notebook's folder
+    os.environ["PYTHONPATH"] = str(ROOT)  # kernels start in an empty folder
     os.environ.pop("KAGGLE_KERNEL_RUN_TYPE", None)
     chosen = {
         script: target for script, target in pairs().items() if not names or script.stem in names
