@@ -164,9 +164,9 @@ def load_classifier(
     """Bring whatever was given as a model together with what belongs to it.
 
     Args:
-        model: None for the newest real-face run's or the shipped model; a path to a checkpoint or an ONNX
-            file; a loaded one; a `Classifier`; or an `nn.Module`, which needs `transform` and
-            `class_names`.
+        model: None for the newest real-face run's or the shipped model; a path to a checkpoint or
+            an ONNX file; a loaded one; a `Classifier`; or an `nn.Module`, which needs `transform`
+            and `class_names`.
         transform: wins over the checkpoint's preprocessing.
         class_names: win over the checkpoint's.
         temperature: wins over the checkpoint's, for any number of views.

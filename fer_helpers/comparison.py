@@ -440,9 +440,9 @@ def write_made_up_run(
 # %% [markdown]
 # ## Demo
 #
-# Three *made-up* runs: two seeds of one recipe and a better recipe. McNemar compares them on the same
-# pictures; on PublicTest that tells the better recipe from its first rival although their intervals
-# overlap.
+# Three *made-up* runs: two seeds of one recipe and a better recipe. McNemar compares them on the
+# same pictures; on PublicTest that tells the better recipe from its first rival although their
+# intervals overlap.
 
 # %% tags=["active-ipynb"]
 # import tempfile

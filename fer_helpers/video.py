@@ -52,7 +52,8 @@ def predict_video(
 
     Args:
         source: path of a video that OpenCV reads, or the number of a webcam (0 is the first).
-        model: see `classifier.load_classifier`; None is the newest real-face run's or the shipped model.
+        model: see `classifier.load_classifier`; None is the newest real-face run's or the shipped
+            model.
         transform: the preprocessing; None is the checkpoint's.
         class_names: the outputs' names in order; None is the checkpoint's.
         output: video file for the frames with boxes and labels (.mp4 or .avi); None writes none.
