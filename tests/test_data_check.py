@@ -8,12 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats.contingency import association
 
 from fer_helpers import data_check
 from fer_helpers.any_layout import load_faces
 from fer_helpers.data import DataError, FaceSet, load_affectnet, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, write_duplicates
-from fer_helpers.flaws import class_clues, face_table, file_family, near_twins
+from fer_helpers.flaws import (
+    class_clues,
+    corrected_cramers_v,
+    face_table,
+    file_family,
+    near_twins,
+)
 from tests.faces_on_disk import picture, save, write_affectnet, write_fer
 
 
@@ -125,7 +132,9 @@ def test_an_origin_that_gives_the_class_away(tmp_path):
     happy = (inside["emotion"] == "Happy").to_numpy()
     a, b = (family & happy).sum(), (family & ~happy).sum()
     c, d = (~family & happy).sum(), (~family & ~happy).sum()
-    expected = abs(a * d - b * c) / np.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+    phi2 = (a * d - b * c) ** 2 / ((a + b) * (c + d) * (a + c) * (b + d))
+    less = 1 / (a + b + c + d - 1)  # Bergsma's correction, for two rows and two columns
+    expected = np.sqrt((phi2 - less) / (1 - less))
     assert clues["cramers_v"].iloc[0] == pytest.approx(expected, abs=1e-6)
     advice = finding(check_data(splits), "file name family")["advice"]
     assert "a net may learn the source" in advice and "Happy" in advice
@@ -140,6 +149,20 @@ def test_file_names_that_are_the_class_are_a_clue_though_one_class_is_small(tmp_
     splits = load_faces(tmp_path / "data", cache_dir=tmp_path / "cache", selection_size=0)
     (clue,) = class_clues(face_table(splits)).itertuples()
     assert clue.cramers_v == pytest.approx(1.0)  # of the classes with enough files
+
+
+def test_names_that_say_nothing_are_no_clue():
+    """Sixty files of three families and five classes at random: uncorrected, V is about 0.25."""
+    generator = np.random.default_rng(0)
+    found, plain = [], []
+    for _ in range(200):
+        counts = np.zeros((3, 5), int)
+        np.add.at(counts, (generator.integers(3, size=60), generator.integers(5, size=60)), 1)
+        found.append(corrected_cramers_v(counts))
+        plain.append(association(counts, method="cramer"))
+    assert np.mean(plain) > 0.2
+    assert np.mean(found) < 0.1
+    assert corrected_cramers_v(np.diag([20, 20, 20])) == pytest.approx(1)
 
 
 def test_families_of_file_names():
