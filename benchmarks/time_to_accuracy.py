@@ -8,7 +8,8 @@ Trains FER2013 alone, from scratch, on all of train: nothing is held out, becaus
 (`--hold-out 1000` leaves out that many images, to fit a temperature on). The time counts the
 epochs, with feeding and scoring what is held out; decoding, starting, and writing checkpoints
 between epochs (half a percent, benchmarks/training.py) are left out. The target is the original
-authors' 67 % with half a point to spare.
+authors' 67.5 %: 0.6753 on the pooled test folder, on which their epochs were chosen. It is another
+set than the half that is scored here.
 
 Killed, or stopped by `--set TIME_BUDGET_MINUTES=8`, it continues from the folder `--out`, and the
 time of all its parts counts. In there are the trained network, `model.safetensors`, and its scores,
@@ -37,7 +38,7 @@ from fer_helpers.protocol import score_table, score_tests
 from fer_helpers.training import train_phase
 from fer_helpers.versions import code_version
 
-TARGET = 0.675
+TARGET = 0.6753
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def main() -> None:
     reached = "reached" if accuracy >= TARGET else "not reached"
     print(
         f"{minutes:.1f} minutes of training ({ready:.0f} s before it): {accuracy:.2%} with one "
-        f"view; {TARGET:.1%} {reached}."
+        f"view; the original's {TARGET:.2%} {reached}."
     )
 
 

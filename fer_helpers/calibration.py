@@ -222,8 +222,10 @@ def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> dict:
 
     Keys: `threshold`, `coverage`, `accuracy` (arrays (T,), one entry per distinct confidence,
     highest first: images with confidence >= threshold are answered) and `aurc`, the mean risk
-    (1 - accuracy) over all coverages, lower is better. Source: Geifman and El-Yaniv 2017,
-    "Selective Classification for Deep Neural Networks" (https://arxiv.org/abs/1705.08500).
+    (1 - accuracy) over all coverages, lower is better. Sources: the risk-coverage curve, Geifman
+    and El-Yaniv 2017, "Selective Classification for Deep Neural Networks"
+    (https://arxiv.org/abs/1705.08500); AURC, Geifman, Uziel and El-Yaniv 2019, "Bias-Reduced
+    Uncertainty Estimation for Deep Neural Classifiers" (https://arxiv.org/abs/1805.08206).
     """
     probabilities, labels = check_probabilities(probabilities, labels)
     confidence = probabilities.max(axis=1)

@@ -351,8 +351,10 @@ def chi_square_text(result: Mapping) -> str:
     if result["statistic"] is None:
         lines = [f"chi-square: {result['note']}"]
     else:
+        p_value = result["p_value"]
+        shown = "< 1e-300" if p_value < 1e-300 else f"{p_value:.3g}"  # it may have underflowed to 0
         lines = [
-            f"chi-square {result['statistic']:.2f}, p {result['p_value']:.3g}, "
+            f"chi-square {result['statistic']:.2f}, p {shown}, "
             f"{result['dof']} degrees of freedom, n {result['n']:,}, "
             f"Cramér's V {result['cramers_v']:.3f}",
             "truth and prediction are related (p < 0.05), as in any model better than chance"

@@ -39,7 +39,7 @@ from fer_helpers.flaws import (
     parts,
 )
 from fer_helpers.layouts import DataError
-from fer_helpers.splits import FaceSet, Splits
+from fer_helpers.splits import FaceSet, Splits, TestSet, TrainSet
 
 # %% [markdown]
 # ## What should be there
@@ -173,10 +173,13 @@ def _twin_findings(table: pd.DataFrame, twins: pd.DataFrame, order: list[str]) -
     conflicts = groups["conflict"].first()
     surplus = len(twins) - groups.ngroups
     inside = f"{groups.ngroups:,} groups, {len(twins):,} images, {surplus:,} surplus"
+    # `clean_train` looks for conflicts in what is trained on: part 0, without a selection slice.
+    trained = twins[twins["part"] == 0].groupby("group")["emotion"].nunique()
+    acts = f"DROP_CONFLICTS acts on {(trained > 1).sum():,}, inside train"
     rows = [
         _finding("exact twins", inside if len(twins) else "0", "0"),
         _finding("twin groups across splits", f"{across.sum():,}", "0", "DROP_TEST_TWINS"),
-        _finding("twin groups, labels disagree", f"{conflicts.sum():,}", "0", "DROP_CONFLICTS"),
+        _finding("twin groups, labels disagree", f"{conflicts.sum():,}", "0", acts),
     ]
     train = set(table.loc[table["split"] == "train", "pixel_hash"])
     for split in order:
@@ -245,6 +248,7 @@ def _clue_findings(clues: pd.DataFrame) -> list[tuple]:
 # ## Acting on it
 #
 # Only the training set is ever cleaned. A test set that loses its hard pictures is another test.
+# But a test picture whose twin has left train is no longer known from there: it is leak-free.
 
 
 # %%
@@ -255,7 +259,10 @@ def clean_train(
     drop_conflicts: bool = False,
     drop_blanks: bool = False,
 ) -> Splits:
-    """Take flawed faces out of the training set; selection and tests stay as they are.
+    """Take flawed faces out of the training set; selection and tests keep all of their faces.
+
+    `leak_free` of a test face becomes True where its twins were dropped and none is left, neither
+    in train nor in a selection slice that was cut from it.
 
     Args:
         splits: a dataset.
@@ -290,7 +297,25 @@ def clean_train(
     if not kept.counts().all():
         empty = kept.class_names[int(np.argmin(kept.counts()))]
         raise DataError(f"no training image of {empty} would be left: drop less")
-    return replace(splits, train=kept, notes=(*splits.notes, *notes))
+    tests = _leaks_lifted(splits, kept, train.pixel_hashes[drop])
+    return replace(splits, train=kept, tests=tests, notes=(*splits.notes, *notes))
+
+
+def _leaks_lifted(splits: Splits, kept: TrainSet, dropped: np.ndarray) -> tuple[TestSet, ...]:
+    """The tests of `splits`, leak-free also where the pixels (hashes) are only among `dropped`.
+
+    A slice of train still counts as train, as in `reading.as_test`: choices are made on it. So do
+    faces that MAX_IMAGES left out of train, which is why nothing but what was dropped is looked at.
+    """
+    remaining = [kept.pixel_hashes]
+    if splits.selection is not None and splits.selection.split == "selection":
+        remaining.append(splits.selection.pixel_hashes)
+    gone = np.setdiff1d(dropped, np.concatenate(remaining))
+    lifted = [np.isin(test.pixel_hashes, gone) & ~test.leak_free for test in splits.tests]
+    return tuple(
+        replace(test, leak_free=test.leak_free | now_free) if now_free.any() else test
+        for test, now_free in zip(splits.tests, lifted, strict=True)
+    )
 
 
 # %% [markdown]

@@ -82,16 +82,38 @@ def bootstrap_intervals(
 
     Drawing N images with replacement is the same as drawing the K x K counts from a multinomial
     distribution, so no image is touched. Source: Efron and Tibshirani 1993, chapter 13.
+
+    Two cases in which the drawn sets do not say how sure a number is are treated apart. Where all
+    answers are right, or none is, every draw has the same accuracy, so its interval is Wilson's
+    (Wilson 1927). And a draw without any image of a class that this set has would average over
+    fewer classes: macro-F1 and balanced accuracy leave such draws out, unless fewer than a tenth
+    would remain.
     """
     confusion = np.asarray(confusion)
-    total = int(confusion.sum())
+    total, hits = int(confusion.sum()), int(np.trace(confusion))
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(total, confusion.ravel() / total, size=repeats)
-    return _intervals(confusion_scores(drawn.reshape(repeats, *confusion.shape)))
+    drawn = drawn.reshape(repeats, *confusion.shape)
+    intervals = _intervals(confusion_scores(drawn), _complete(drawn, confusion))
+    if hits in (0, total):
+        bounds = stats.binomtest(hits, total).proportion_ci(method="wilson")
+        intervals["accuracy"] = [float(bounds.low), float(bounds.high)]
+    return intervals
 
 
-def _intervals(values: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    return {name: np.quantile(drawn, [0.025, 0.975]).tolist() for name, drawn in values.items()}
+def _complete(drawn: np.ndarray, confusion: np.ndarray) -> np.ndarray:
+    """Which drawn matrices (R, K, K) have every class that `confusion` has; all, where few do."""
+    present = confusion.sum(axis=1) > 0
+    complete = (drawn.sum(axis=-1)[:, present] > 0).all(axis=1)
+    return complete if complete.mean() >= 0.1 else np.ones(len(drawn), bool)
+
+
+def _intervals(values: Mapping[str, np.ndarray], complete: np.ndarray) -> dict[str, list[float]]:
+    averaged = ("macro_f1", "balanced_accuracy")  # over classes
+    return {
+        name: np.quantile(drawn[complete] if name in averaged else drawn, [0.025, 0.975]).tolist()
+        for name, drawn in values.items()
+    }
 
 
 def _probability_scores(
@@ -130,8 +152,8 @@ def evaluate(
 ) -> dict:
     """Score logits (N, K), or log-probabilities, against labels (N,) in 0..K-1.
 
-    Returns a JSON-able dict. All shares are 0..1, intervals are 95 % bootstrap intervals
-    [low, high] (None with `bootstrap=0`):
+    Returns a JSON-able dict. All shares are 0..1, intervals are those of `bootstrap_intervals`,
+    95 %, [low, high] (None with `bootstrap=0`):
     n, left_out (images that `keep`, bool (N,), is False for), accuracy, top2_accuracy, macro_f1,
     balanced_accuracy, kappa, and an `..._interval` for accuracy, macro_f1, balanced_accuracy and
     kappa; nll (nats per image), brier (sum over classes, 0..2), ece, ece_calibrated_range, all
@@ -276,7 +298,7 @@ def compare(
     """Return {score: {difference (a - b), interval [low, high]}} of four scores, and `mcnemar`.
 
     The bootstrap is paired: both models see the same drawn images, so what is hard for both
-    cancels out.
+    cancels out. Draws that lack a class are treated as in `bootstrap_intervals`.
     """
     size = len(check_names(class_names))
     confusion_a = confusion_matrix(labels, predicted_a, size)
@@ -292,9 +314,10 @@ def compare(
     to_b = np.eye(size * size)[cells // size**2 * size + cells % size]
     shape = (bootstrap, size, size)
     scores_a, scores_b = confusion_scores(confusion_a), confusion_scores(confusion_b)
-    drawn_a = confusion_scores((drawn @ to_a).reshape(shape))
-    drawn_b = confusion_scores((drawn @ to_b).reshape(shape))
-    spread = _intervals({name: drawn_a[name] - drawn_b[name] for name in scores_a})
+    confusions_a, confusions_b = ((drawn @ to).reshape(shape) for to in (to_a, to_b))
+    drawn_a, drawn_b = confusion_scores(confusions_a), confusion_scores(confusions_b)
+    complete = _complete(confusions_a, confusion_a)  # the same for both: the truth is shared
+    spread = _intervals({name: drawn_a[name] - drawn_b[name] for name in scores_a}, complete)
     result: dict = {
         name: {"difference": float(scores_a[name] - scores_b[name]), "interval": spread[name]}
         for name in scores_a

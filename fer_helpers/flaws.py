@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.stats.contingency import association
+from scipy.stats import chi2_contingency
 
 from fer_helpers.splits import FaceSet, Splits
 
@@ -163,7 +163,8 @@ def class_clues(table: pd.DataFrame) -> pd.DataFrame:
     """How much file name, suffix, and mode and size say about the class in train.
 
     If portraits from one source are mostly happy, a net can learn the source. Cramér's V measures
-    how much a clue says about the class: 0 nothing, 1 everything.
+    how much a clue says about the class: 0 nothing, 1 everything. Chance alone lifts it above 0,
+    the more the fewer files there are, so it is corrected for that (`corrected_cramers_v`).
 
     Args:
         table: from `face_table`.
@@ -191,13 +192,26 @@ def class_clues(table: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "clue": clue,
-                "cramers_v": float(association(counts.to_numpy(), method="cramer")),
+                "cramers_v": corrected_cramers_v(counts.to_numpy()),
                 "values": ", ".join(f"{k} {n:,}" for k, n in counts.sum(axis=1).items()),
                 "example": f"{value} is {share.loc[value, emotion]:.0%} of {emotion}, "
                 f"{share.loc[value].min():.0%} of {share.loc[value].idxmin()}",
             }
         )
     return pd.DataFrame(rows, columns=["clue", "cramers_v", "values", "example"])
+
+
+def corrected_cramers_v(counts: np.ndarray) -> float:
+    """Cramér's V (0..1) of a table of counts (R, C), R and C at least 2, without its bias.
+
+    Source: Bergsma 2013, "A bias-correction for Cramér's V and Tschuprow's T", Journal of the
+    Korean Statistical Society 42.
+    """
+    rows, columns, n = *counts.shape, counts.sum()
+    phi2 = chi2_contingency(counts, correction=False).statistic / n
+    phi2 = max(0.0, phi2 - (rows - 1) * (columns - 1) / (n - 1))
+    rows, columns = (k - (k - 1) ** 2 / (n - 1) for k in (rows, columns))
+    return float(np.sqrt(phi2 / (min(rows, columns) - 1)))
 
 
 def file_family(file: str) -> str:

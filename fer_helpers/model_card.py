@@ -205,7 +205,7 @@ def _scores(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str
                 _with_interval(numbers, "accuracy"),
                 f"{_with_interval(twin, 'accuracy')}, n = {twin['n']:,}"
                 if twin
-                else "not computed",
+                else "no image without a twin",
                 _with_interval(numbers, "macro_f1"),
                 escape(stamp["selection_set"]),
                 escape(stamp["note"]) or "–",
@@ -216,8 +216,9 @@ def _scores(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str
         "## Scores, and how they were taken",
         "",
         f"{choice}; where a score contains the set that was chosen on, its note says so. "
-        "*Leak-free* leaves out the pictures that also stand in train. More than one *view* means "
-        "an average over flips and shifts.",
+        "*Leak-free* leaves out the pictures whose exact pixels also stand in train; an official "
+        "split that was chosen on is not searched. More than one *view* means an average over "
+        "flips and shifts.",
         *_table((*head, "chosen on", "note"), rows),
     ]
 

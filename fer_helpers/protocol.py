@@ -193,8 +193,8 @@ def balance(
 def points_table(accurate: Scored, balanced: Scored) -> pd.DataFrame:
     """Both operating points, a row each, one view of the same set.
 
-    Scores and the recall of every class are percent; a class without an image has none. *Interval*
-    and *leak-free* are the accuracy's, as in `score_table`.
+    Accuracies and the recall of every class are percent, macro-F1 is 0..1; a class without an image
+    has no recall. *Interval* and *leak-free* are the accuracy's, as in `score_table`.
     """
     rows = {}
     tau = balanced.entries[0]["stamp"]["note"].rpartition(", ")[2]
@@ -207,7 +207,7 @@ def points_table(accurate: Scored, balanced: Scored) -> pd.DataFrame:
             "95 % interval": known["95 % interval"],
             "leak-free accuracy": known["leak-free accuracy"],
             "balanced accuracy": round(100 * numbers["balanced_accuracy"], 1),
-            "macro-F1": round(100 * numbers["macro_f1"], 1),
+            "macro-F1": round(numbers["macro_f1"], 3),
         } | {
             f"{k} recall": round(100 * v["recall"], 1) if v["support"] else np.nan
             for k, v in numbers["per_class"].items()
@@ -223,7 +223,8 @@ def points_table(accurate: Scored, balanced: Scored) -> pd.DataFrame:
 def score_table(results: Sequence[Scored]) -> pd.DataFrame:
     """One row per score: what it was taken on, accuracy with its interval, and its twin.
 
-    Accuracies are percent of images; the interval is the 95 % bootstrap interval.
+    Accuracies are percent of images, macro-F1 is 0..1; the interval is the 95 % one of
+    `evaluation.bootstrap_intervals`.
     """
     rows = []
     for entry in (entry for result in results for entry in result.entries):

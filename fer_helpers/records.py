@@ -32,7 +32,7 @@ from matplotlib.text import Text
 
 from fer_helpers.plots import savefig
 from fer_helpers.runs import Run, RunError, explained, plain_values, write_file
-from fer_helpers.versions import code_version, versions
+from fer_helpers.versions import code_version, threads, versions
 
 # %% [markdown]
 # ## Stamps
@@ -53,7 +53,7 @@ def stamp(
     precision: str = "fp32",
     note: str = "",
 ) -> dict[str, Any]:
-    """Say what a score was taken on, as a JSON-able dict.
+    """Say what a score was taken on, as a JSON-able dict; it adds code, versions and threads.
 
     Args:
         split: Name of the split as data.py gives it, such as `"PrivateTest"`.
@@ -80,6 +80,7 @@ def stamp(
         "note": note,
         "device": str(device),
         "precision": precision,
+        "threads": threads(),
         "code": code_version(),
         "versions": versions(),
     }
@@ -97,7 +98,7 @@ def scored(
     Args:
         stamp: From `stamp`.
         numbers: From `evaluation.evaluate`, over all pictures of the split.
-        leak_free: The same without the pictures that also stand in train; None if nobody looked.
+        leak_free: The same without the pictures that also stand in train; None if all do.
         headline: Whether this is the number to quote for its dataset.
 
     Raises:

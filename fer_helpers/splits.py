@@ -96,7 +96,10 @@ class TestSet(FaceSet):
     """Faces that are scored and nothing else.
 
     Attributes:
-        leak_free: bool (N,), True where no picture of the train folder has the same pixels.
+        leak_free: bool (N,), True where no picture of the train folder, a selection slice of it
+            included, has the same pixels. An official split that choices are made on (PublicTest,
+            val) is no part of train and is not searched. `data_check.clean_train` makes it True
+            where train loses the last such picture.
         stamp: "" or what must stand beside every number, "contains the selection split".
     """
 

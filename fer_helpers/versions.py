@@ -1,4 +1,4 @@
-"""Which code and which packages made a number."""
+"""Which code, which packages and how many threads made a number."""
 
 import hashlib
 import os
@@ -20,6 +20,16 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
     return found
+
+
+def threads() -> int:
+    """How many threads torch computes with here: on a processor it changes the last digits.
+
+    Sums are split among the threads, and floating-point addition is not associative.
+    """
+    import torch  # here, so that reading a run folder need not wait for it
+
+    return torch.get_num_threads()
 
 
 def code_version() -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from fer_helpers.data import load_fer2013
 from fer_helpers.demo_faces import write_demo_faces
@@ -56,12 +57,38 @@ def test_differences_are_paired_by_seed_and_image(ablation):
     found = ablation.paired(base, arm)
     assert found["seeds"] == [0, 1]
     assert found["difference"] == pytest.approx((2 / 4 + 1 / 4) / 2)
-    # By hand: seeds gain 1/2 and 1/4, images 0, 1/2, 1 and 0; t for one degree of freedom.
+    # By hand: seeds gain 1/2 and 1/4, images 0, 1/2, 1 and 0; six residuals are 1/8, two 3/8.
     seeds, images = np.var([0.5, 0.25], ddof=1) / 2, np.var([0, 0.5, 1, 0], ddof=1) / 4
-    reach = 12.7062 * np.sqrt(seeds + images)
+    both = (6 / 64 + 2 * 9 / 64) / 3 / 8
+    total = seeds + images - both
+    freedom = total**2 / (seeds**2 + images**2 / 3)
+    reach = stats.t.ppf(0.975, freedom) * np.sqrt(total)
     assert found["interval"] == pytest.approx([0.375 - reach, 0.375 + reach], rel=1e-4)
     assert ablation.paired(base[:1], arm)["interval"] is None
     assert found["p_values"] == [pytest.approx(0.5), pytest.approx(1.0)]
+
+
+def test_equal_answers_have_an_interval_without_width(ablation):
+    runs = [result("base", seed, [1, 0, 1]) for seed in (0, 1)]
+    assert ablation.paired(runs, runs)["interval"] == [0, 0]
+
+
+@pytest.mark.parametrize("spread", [0, 0.005])
+def test_the_interval_covers_the_truth_about_95_times_of_100(ablation, spread):
+    """Three seeds that spread by nothing, or by half a point, on 1,000 images."""
+    generator = np.random.default_rng(0)
+    hit, widths = 0, []
+    for _ in range(400):
+        chance = 0.05 + 0.2 * generator.random(1000)  # of an answer that changes, image by image
+        changes = generator.random((3, 1000)) < chance
+        gains = changes * generator.choice([-1, 1], (3, 1000))
+        gains = gains + spread * generator.normal(size=(3, 1))
+        widths.append(ablation._reach(gains))
+        hit += abs(gains.mean()) <= widths[-1]
+    assert 0.93 <= hit / 400 <= 0.995
+    # Student's t over two degrees of freedom alone would be 4.3 standard errors.
+    if not spread:
+        assert np.median(widths) < 3 * np.sqrt(np.mean(chance) / 3000)
 
 
 def test_the_table_names_what_is_unfinished(ablation):

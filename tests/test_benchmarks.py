@@ -57,6 +57,8 @@ def test_time_to_accuracy_scores_public_test_once_and_continues(tmp_path, monkey
     said = capsys.readouterr().out
     assert "PublicTest" in said and "PrivateTest" not in said and "one view" in said
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    reached = "reached" if results[0]["numbers"]["accuracy"] >= 0.6753 else "not reached"
+    assert said.strip().endswith(f"the original's 67.53% {reached}.")
     assert {entry["stamp"]["split"] for entry in results} == {"PublicTest"}
     assert load_model(tmp_path / "out").extra["origin"] == "drawn"
     monkeypatch.setattr(training, "train_step", lambda *_: pytest.fail("trained again"))

@@ -8,12 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats.contingency import association
 
 from fer_helpers import data_check
 from fer_helpers.any_layout import load_faces
 from fer_helpers.data import DataError, FaceSet, load_affectnet, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, write_duplicates
-from fer_helpers.flaws import class_clues, face_table, file_family, near_twins
+from fer_helpers.flaws import (
+    class_clues,
+    corrected_cramers_v,
+    face_table,
+    file_family,
+    near_twins,
+)
 from tests.faces_on_disk import picture, save, write_affectnet, write_fer
 
 
@@ -125,7 +132,9 @@ def test_an_origin_that_gives_the_class_away(tmp_path):
     happy = (inside["emotion"] == "Happy").to_numpy()
     a, b = (family & happy).sum(), (family & ~happy).sum()
     c, d = (~family & happy).sum(), (~family & ~happy).sum()
-    expected = abs(a * d - b * c) / np.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+    phi2 = (a * d - b * c) ** 2 / ((a + b) * (c + d) * (a + c) * (b + d))
+    less = 1 / (a + b + c + d - 1)  # Bergsma's correction, for two rows and two columns
+    expected = np.sqrt((phi2 - less) / (1 - less))
     assert clues["cramers_v"].iloc[0] == pytest.approx(expected, abs=1e-6)
     advice = finding(check_data(splits), "file name family")["advice"]
     assert "a net may learn the source" in advice and "Happy" in advice
@@ -140,6 +149,20 @@ def test_file_names_that_are_the_class_are_a_clue_though_one_class_is_small(tmp_
     splits = load_faces(tmp_path / "data", cache_dir=tmp_path / "cache", selection_size=0)
     (clue,) = class_clues(face_table(splits)).itertuples()
     assert clue.cramers_v == pytest.approx(1.0)  # of the classes with enough files
+
+
+def test_names_that_say_nothing_are_no_clue():
+    """Sixty files of three families and five classes at random: uncorrected, V is about 0.25."""
+    generator = np.random.default_rng(0)
+    found, plain = [], []
+    for _ in range(200):
+        counts = np.zeros((3, 5), int)
+        np.add.at(counts, (generator.integers(3, size=60), generator.integers(5, size=60)), 1)
+        found.append(corrected_cramers_v(counts))
+        plain.append(association(counts, method="cramer"))
+    assert np.mean(plain) > 0.2
+    assert np.mean(found) < 0.1
+    assert corrected_cramers_v(np.diag([20, 20, 20])) == pytest.approx(1)
 
 
 def test_families_of_file_names():
@@ -224,7 +247,9 @@ def test_dropping_says_how_many_and_touches_train_only(flawed):
         "train/fear/Training_9007.png",
     }
     assert type(cleaned.train) is type(splits.train)
-    assert cleaned.tests == splits.tests and cleaned.selection is splits.selection
+    assert cleaned.selection is splits.selection
+    for before, after in zip(splits.tests, cleaned.tests, strict=True):
+        assert after.files.tolist() == before.files.tolist() and after.stamp == before.stamp
     notes = cleaned.notes[len(splits.notes) :]
     assert [note.split(" that ")[0] for note in notes] == ["train: 2 images dropped"] * 3
     assert "DROP_TEST_TWINS" in notes[0] and "DROP_BLANKS" in notes[2]
@@ -235,6 +260,45 @@ def test_dropping_nothing_changes_nothing(flawed):
     splits = load(flawed)
     cleaned = clean_train(splits)
     assert len(cleaned.train) == len(splits.train) and cleaned.notes == splits.notes
+    assert cleaned.tests == splits.tests
+
+
+def test_a_twin_that_left_train_leaks_no_more(flawed):
+    splits = load(flawed)
+    private, public, pooled = splits.tests
+    assert [(~test.leak_free).sum() for test in splits.tests] == [1, 1, 2]
+    # PublicTest, chosen on and scored, is no part of train: its twin in PrivateTest is no leak.
+    assert private.leak_free[private.files == "test/fear/PrivateTest_9005.png"].all()
+    cleaned = clean_train(splits, drop_test_twins=True)
+    assert all(test.leak_free.all() for test in cleaned.tests)
+    assert not pooled.leak_free.all()  # of what went in
+    cleaned = clean_train(splits, drop_conflicts=True)  # takes other faces out of train
+    assert all(a is b for a, b in zip(cleaned.tests, splits.tests, strict=True))
+    assert not public.leak_free.all()
+
+
+def test_a_twin_in_the_selection_slice_still_leaks(tmp_path):
+    """One half of the test folder: choices are made on a slice of train, which stays whole."""
+    write_fer(tmp_path, train=10, public=3, private=0)
+    free = load(tmp_path, selection_size=14)
+    for source, copy in ((free.selection.files[0], "9001"), (free.train.files[0], "9002")):
+        shutil.copy(tmp_path / source, tmp_path / f"test/sad/PublicTest_{copy}.png")
+    splits = load(tmp_path, selection_size=14)
+    assert splits.selection.files.tolist() == free.selection.files.tolist()
+    cleaned = clean_train(splits, drop_test_twins=True)
+    assert len(cleaned.train) == len(splits.train) - 1
+    leaks = [test.files[~test.leak_free].tolist() for s in (splits, cleaned) for test in s.tests]
+    both = ["test/sad/PublicTest_9001.png", "test/sad/PublicTest_9002.png"]
+    assert leaks == [both, both[:1]]
+
+
+def test_advice_on_conflicts_counts_what_would_be_dropped(flawed):
+    """Two groups have two labels; only one of them has both in train."""
+    row = finding(check_data(load(flawed), near=None), "twin groups, labels")
+    assert (row["found"], row["advice"]) == ("2", "DROP_CONFLICTS acts on 1, inside train")
+    (flawed / "train/sad/Training_9002.png").unlink()
+    row = finding(check_data(load(flawed), near=None), "twin groups, labels")
+    assert (row["found"], row["advice"]) == ("1", "DROP_CONFLICTS acts on 0, inside train")
 
 
 def test_a_class_never_vanishes(tmp_path):

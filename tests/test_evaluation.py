@@ -201,6 +201,36 @@ def test_bootstrap_agrees_with_a_slow_loop_over_images():
     )
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_all_right_or_all_wrong_is_not_certain(right):
+    """By hand, Wilson's bound for 20 of 20 is 20 / (20 + 1.96^2)."""
+    confusion = np.diag([10, 10]) if right else np.array([[0, 10], [10, 0]])
+    low, high = bootstrap_intervals(confusion, repeats=100)["accuracy"]
+    bound = 20 / (20 + 1.959964**2)
+    assert (low, high) == pytest.approx((bound, 1) if right else (0, 1 - bound), abs=1e-6)
+
+
+def test_a_class_that_a_draw_lacks_does_not_lift_the_averages():
+    confusion = np.array([[50, 0, 0], [0, 49, 0], [1, 0, 0]])
+    intervals = bootstrap_intervals(confusion, repeats=2000)
+    assert intervals["balanced_accuracy"] == pytest.approx([2 / 3, 2 / 3])
+    assert intervals["macro_f1"][1] < 0.67
+    assert 0.95 < intervals["accuracy"][0] < intervals["accuracy"][1] == 1
+
+    labels = np.repeat([0, 1, 2], confusion.sum(axis=1))
+    wrong = np.where(labels == 2, 0, labels)
+    against = compare(labels, labels, wrong, NAMES, bootstrap=2000)
+    assert against["balanced_accuracy"]["interval"] == pytest.approx([1 / 3, 1 / 3])
+
+
+def test_where_hardly_a_draw_has_every_class_all_of_them_count():
+    labels = np.arange(7)  # one image each: a draw holds all seven 6 times in 1,000
+    low, high = bootstrap_intervals(
+        confusion_matrix(labels, np.where(labels == 6, 0, labels), 7), repeats=2000
+    )["balanced_accuracy"]
+    assert low < 6 / 7 < high
+
+
 def test_mcnemar_is_the_exact_binomial():
     a = np.array([1] * 10 + [1] * 8 + [0] * 2 + [0] * 3, dtype=bool)
     b = np.array([1] * 10 + [0] * 8 + [1] * 2 + [0] * 3, dtype=bool)

@@ -135,6 +135,15 @@ def test_the_card_speaks_of_the_last_phase(run, tmp_path):
     assert "AffectNet" in scores and "AffectNet" not in rest
 
 
+def test_a_set_of_twins_only_is_said_to_have_no_other_image(run):
+    metrics = metrics_of(run)
+    metrics["results"][1]["leak_free"] = None
+    write_metrics(run, metrics)
+    lines = model_card(run).splitlines()
+    [line] = [line for line in lines if "no image without a twin" in line]
+    assert line.startswith("| made-up PublicTest")
+
+
 def test_calibration_stands_beside_what_a_calibrated_model_would_show(run):
     numbers = metrics_of(run)["results"][0]["numbers"]
     low, high = numbers["ece_calibrated_range"]

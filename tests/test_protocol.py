@@ -176,6 +176,7 @@ def test_the_balanced_point_is_chosen_on_the_selection_set_and_says_so(asked):
     assert list(table.index) == ["as trained", f"balanced, tau {tau:.2f}"]
     right = (balanced.logits.argmax(1) == given.tests[0].labels).mean()
     assert table["accuracy"].iloc[1] == pytest.approx(100 * right, abs=0.05)
+    assert table["macro-F1"].iloc[1] == round(entry["numbers"]["macro_f1"], 3) <= 1
 
 
 def test_without_a_selection_set_there_is_no_balanced_point(asked):

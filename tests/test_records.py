@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from test_runs import full_disk, listing
 
@@ -43,6 +44,16 @@ def stamped(split="PrivateTest", n=4, origin="drawn", **more):
 def metrics(**more):
     result = records.scored(stamped(), numbers(), leak_free=numbers(3, 0.4), headline=True)
     return {"results": [result], "temperature": np.float32(1.25), **more}
+
+
+def test_a_stamp_says_how_many_threads_computed():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert stamped()["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
+    assert stamped()["threads"] == before
 
 
 def test_metrics_are_the_same_bytes_twice(tmp_path):
