@@ -216,6 +216,17 @@ def test_a_kaggle_input_is_used_without_network(server, wanted, nowhere):
     assert server.requests == []
 
 
+def test_what_is_attached_is_walked_through_only_when_needed(nowhere, monkeypatch):
+    def walk(name):
+        raise AssertionError("the shipped file is here")
+        yield
+
+    monkeypatch.undo()
+    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(detectors, "attached_files", walk)
+    assert hashlib.sha256(find_model()).hexdigest() == detectors.MODEL_SHA256
+
+
 # Loading a detector
 
 
@@ -490,6 +501,51 @@ def test_the_tilt_of_a_head_is_read(detector, angle):
     (upright,) = find_faces(picture, detector=detector)
     (tilted,) = find_faces(picture.rotate(-angle), detector=detector)
     assert tilted.roll - upright.roll == pytest.approx(angle, abs=8)
+
+
+TURNS = [
+    (-90, Image.Transpose.ROTATE_90),
+    (180, Image.Transpose.ROTATE_180),
+    (90, Image.Transpose.ROTATE_270),
+]
+
+
+def assert_cut_out_the_same(picture, turned, roll, detector):
+    """The largest face of a picture and of the turned picture: turned by `roll`, cropped alike."""
+    before = find_faces(picture, detector=detector)[0]
+    (after,) = find_faces(turned, detector=detector)
+    assert (after.roll - before.roll - roll + 180) % 360 - 180 == pytest.approx(0, abs=15)
+    crops = [
+        np.asarray(crop_face(p, face, size=24).convert("L")).ravel()
+        for p, face in ((picture, before), (turned, after))
+    ]
+    assert np.corrcoef(*crops)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize(("roll", "turn"), TURNS)
+def test_a_drawn_face_that_lies_is_cut_out_upright(detector, roll, turn):
+    picture = Image.new("RGB", (640, 480), (200, 205, 210))
+    picture.paste(draw_face("Surprise", 3, size=200), (300, 120))
+    assert_cut_out_the_same(picture, picture.transpose(turn), roll, detector)
+
+
+@pytest.mark.parametrize(("roll", "turn"), TURNS)
+@pytest.mark.parametrize("name", ["astronaut.png", "portrait.jpg", "stock-emotions-a-5.jpg"])
+def test_a_photo_without_exif_that_lies_is_cut_out_upright(detector, name, roll, turn):
+    picture = photo(name).convert("RGB")
+    assert_cut_out_the_same(picture, picture.transpose(turn), roll, detector)
+
+
+def test_upright_faces_of_a_group_are_not_turned(detector):
+    assert all(abs(f.roll) < 30 for f in find_faces(photo("solvay1927.jpg"), detector=detector))
+
+
+def test_a_face_in_a_long_screenshot_is_found(detector):
+    picture = Image.new("RGB", (1080, 12_000), (250, 250, 250))
+    picture.paste(draw_face("Surprise", 3, size=300), (400, 7000))
+    (face,) = find_faces(picture, detector=detector)
+    center = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
+    assert center == pytest.approx((550, 7150), abs=30)
 
 
 def test_arrays_grey_and_odd_shapes_work(detector):
