@@ -32,6 +32,7 @@ def server():
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             server.requests.append(self.path)
+            server.names.append(self.headers["User-Agent"])
             status, headers, body = server.answers.get(self.path, (404, {}, b"nothing here"))
             self.send_response(status)
             for name, value in ({"Content-Length": str(len(body))} | headers).items():
@@ -52,7 +53,7 @@ def server():
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.answers, server.requests, server.pause = {}, [], 0.0
+    server.answers, server.requests, server.names, server.pause = {}, [], [], 0.0
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -90,6 +91,7 @@ def test_fetch_gives_the_body_and_follows_http_redirects(server):
     server.answers["/a"] = (302, {"Location": "/b"}, b"")
     server.answers["/b"] = (200, {}, b"hello")
     assert fetch(f"{server.url}/a", max_bytes=10) == b"hello"
+    assert all(name.startswith("fer_helpers/") for name in server.names)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "photo.jpg", ""])
