@@ -18,7 +18,7 @@ from PIL import Image
 
 from fer_helpers import __version__
 from fer_helpers.layouts import local_path, walk_once
-from fer_helpers.pictures import ImageError, open_image, plain_image
+from fer_helpers.pictures import ImageError, open_image, plain_image, shift_of
 
 URL_MAX_BYTES = 20_000_000
 URL_SECONDS = 20.0
@@ -184,7 +184,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
         )
     _check_size(pixels.shape[1], pixels.shape[0])
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
-        pixels = pixels >> 8 if pixels.max() > 255 else pixels  # as `open_image` reads such files
+        pixels = pixels >> shift_of(pixels.max())  # as `open_image` reads such files
     elif pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
     elif pixels.dtype != np.uint8:

@@ -139,6 +139,7 @@ def test_every_kind_of_picture_gives_the_same_answer(face, model, tmp_path, serv
         "RGBA": face.convert("RGBA"),
         "array": pixels,
         "16 bit": pixels.astype(np.uint16) * 257,
+        "12 bit": pixels.astype(np.uint16) * 16,
         "16 bit of 8": pixels.astype(np.uint16),
         "float": pixels / 255,
         "float32": (pixels / 255).astype(np.float32),
