@@ -542,6 +542,23 @@ def test_upright_faces_of_a_group_are_not_turned(detector):
     assert all(abs(f.roll) < 30 for f in find_faces(photo("solvay1927.jpg"), detector=detector))
 
 
+def test_a_doubtful_face_is_turned_for_a_good_look_only(monkeypatch):
+    picture, face = photo_with_face()
+    face = Face(face.box, 0.85, face.landmarks)
+
+    def roll(upright, over, kind="yunet"):
+        def look(picture, face, detector, reach, turn=0):
+            points = tuple((100 - x, 100 - y) for x, y in face.landmarks)
+            score = over if turn == 2 else upright
+            return Face(face.box, score, points if turn else face.landmarks)
+
+        monkeypatch.setattr(faces, "_closer_look", look)
+        return abs(faces._seen_closely(picture, face, Detector(kind, None)).roll)
+
+    assert roll(0.80, 0.95) == pytest.approx(180)
+    assert roll(0.80, 0.88) == roll(0.93, 0.95) == roll(0.80, 0.95, "cascade") == 0
+
+
 def test_a_face_in_a_long_screenshot_is_found(detector):
     picture = Image.new("RGB", (1080, 12_000), (250, 250, 250))
     picture.paste(draw_face("Surprise", 3, size=300), (400, 7000))
