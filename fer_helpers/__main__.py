@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import glob
 import os
 import sys
 import tempfile
@@ -103,8 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         classifier = load_classifier(options.model, balanced=options.balanced)
         if options.model is None:
             print(f"Answers come from {classifier.path}.", file=sys.stderr)
+        pictures = expanded(options.pictures) if os.name == "nt" else options.pictures
         table = predict_images(
-            options.pictures,
+            pictures,
             classifier,
             crop=options.crop,
             min_confidence=options.min_confidence,
@@ -153,6 +155,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unreadable:
         print(f"{unreadable} of the inputs could not be read.", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def expanded(names: Sequence[str]) -> list[str]:
+    """The files that names with wildcards mean, which the shells of Windows leave to the program.
+
+    A name that is a file, or that nothing matches, stays as it is.
+    """
+    found = []
+    for name in names:
+        files = [] if os.path.exists(name) else sorted(glob.glob(name))
+        found += files or [name]
+    return found
 
 
 def say(table: pd.DataFrame) -> None:

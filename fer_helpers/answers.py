@@ -35,7 +35,7 @@ class Prediction:
         uncertain: True where there is no answer or its probability is below `min_confidence`.
         face_box: left, top, right, bottom of the detected face, in whole pixels of the upright
             picture as it was read: half the file's where the note says "read at 1/2 of its size".
-            None for a crop.
+            May reach beyond the picture (below 0, too) where the face is cut off. None for a crop.
         note: how to read the answer, e.g. "assumed already cropped" or "no face found"; "" for
             nothing special.
         face: the crop that was classified, None where there is no answer.

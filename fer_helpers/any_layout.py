@@ -24,7 +24,14 @@ from fer_helpers.layouts import (
     local_path,
     split_folder,
 )
-from fer_helpers.neighbors import LAYOUTS, Recognized, lister, recognize, subjects
+from fer_helpers.neighbors import (
+    LABEL_TABLES,
+    LAYOUTS,
+    Recognized,
+    lister,
+    recognize,
+    subjects,
+)
 from fer_helpers.reading import DRAWN_MARKER, Reader, as_test
 from fer_helpers.splits import FaceSet, Splits, slice_positions
 
@@ -92,10 +99,11 @@ def load_faces(
 
 
 def _find_layout(path: Path, layout: str) -> Recognized:
-    if path.is_file() and path.suffix.lower() == ".csv" and path.name.lower() != "labels.csv":
-        return Recognized("fer2013-csv", "FER2013", path)
-    if path.is_file() and path.name.lower() == "labels.csv":
+    path = path.absolute()  # "." has no name, and a dataset is called like its folder
+    if path.is_file() and path.name.lower() in LABEL_TABLES:
         path = path.parent
+    elif path.is_file() and path.suffix.lower() == ".csv":
+        return Recognized("fer2013-csv", "FER2013", path)
     root = find_dataset(path, "the dataset folder", lambda folder: recognize(folder) is not None)
     found = recognize(root)
     if layout != "auto":

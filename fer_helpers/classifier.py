@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,14 +168,14 @@ def load_classifier(
             an ONNX file; a loaded one; a `Classifier`; or an `nn.Module`, which needs `transform`
             and `class_names`.
         transform: wins over the checkpoint's preprocessing.
-        class_names: win over the checkpoint's.
+        class_names: win over the checkpoint's; each name once.
         temperature: wins over the checkpoint's, for any number of views.
         balanced: read the model at its balanced operating point, which finds more of the rare
             classes and is right a little less often (see `protocol.balance`).
 
     Raises:
-        PredictionError: a bare module without transform or class names, or a model that carries no
-            balanced operating point.
+        PredictionError: a bare module without transform or class names, class names that are no
+            list of different names, or a model that carries no balanced operating point.
         CheckpointError: no such checkpoint, or none at all.
     """
     if model is None or isinstance(model, str | os.PathLike):
@@ -187,27 +187,35 @@ def load_classifier(
             from fer_helpers.checkpoints import load_model
 
             model = load_model(model)
-    whole = hasattr(model, "class_names") and hasattr(model, "preprocess")
-    transform = transform or (model.preprocess if whole else None)
-    if class_names is None and whole:
-        class_names = model.class_names
+    # Whatever attributes a module has, they are its own business: it is the network itself.
+    whole = (
+        not isinstance(model, nn.Module)
+        and hasattr(model, "class_names")
+        and hasattr(model, "preprocess")
+    )
+    given = model if whole else None
+    transform = transform or (given.preprocess if whole else None)
+    if class_names is not None:
+        class_names = _checked_names(class_names)
+    elif whole:
+        class_names = given.class_names
     if transform is None or class_names is None:
         missing = "transform" if transform is None else "class_names"
         raise PredictionError(
             f"The model is a bare {type(model).__name__}: give the {missing} of its training."
         )
-    extra = getattr(model, "extra", None) or {}
+    extra = getattr(given, "extra", None) or {}
     by_views = {}
     if temperature is None:
-        temperature = float(getattr(model, "temperature", 1.0)) if whole else 1.0
-        by_views = getattr(model, "temperatures", None) or extra.get("temperatures") or {}
+        temperature = float(getattr(given, "temperature", 1.0))
+        by_views = getattr(given, "temperatures", None) or extra.get("temperatures") or {}
     for value in (temperature, *by_views.values()):
         if not 0 < value < math.inf:
             raise PredictionError(f"temperature is {value:g}: give a number above 0.")
-    least = getattr(model, "min_confidence", None)
+    least = getattr(given, "min_confidence", None)
     if least is None:
         least = extra.get("min_confidence", MIN_CONFIDENCE)
-    shift = tuple(getattr(model, "shift", ()))
+    shift = tuple(getattr(given, "shift", ()))
     if balanced and not shift:
         shift = tuple(extra.get("balanced_shift") or ())
         if len(shift) != len(class_names):
@@ -215,10 +223,41 @@ def load_classifier(
                 "The model carries no balanced operating point: train it with this version and a "
                 "selection set, or leave balanced out."
             )
-    path = getattr(model, "path", None)
-    note = getattr(model, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
+    path = getattr(given, "path", None)
+    note = getattr(given, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
     if whole:  # a checkpoint holds the module, an exported model runs by itself
-        model = model.model if hasattr(model, "model") else model.run
+        model = given.model if hasattr(given, "model") else given.run
     return Classifier(
         model, transform, tuple(class_names), temperature, float(least), note, shift, path, by_views
     )
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names that somebody gave, refused where they cannot be the names of the outputs."""
+    if isinstance(names, str | Mapping | Set) or not isinstance(names, Iterable):
+        raise PredictionError(
+            f"class_names is a {type(names).__name__}: give a list of names, in the order of the "
+            "model's outputs."
+        )
+    names = tuple(names)
+    odd = next((name for name in names if not isinstance(name, str)), None)
+    if odd is not None:
+        raise PredictionError(f"class_names holds {odd!r}, which is no text: give names.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PredictionError(f"class_names names {twice[0]!r} twice: each output needs its own.")
+    return names
+
+
+def check_columns(class_names: Sequence[str], others: Sequence[str]) -> None:
+    """Refuse classes whose column would have the name of another one of the same table.
+
+    Raises:
+        PredictionError: there is such a class.
+    """
+    both = sorted(set(class_names) & set(others))
+    if both:
+        raise PredictionError(
+            f"A class is called {both[0]!r}, and so is a column of the table: give other "
+            "class_names."
+        )

@@ -93,6 +93,8 @@ def read_picture(path: str, grey: bool, target: tuple[int, int] | None) -> Pictu
     try:
         with Image.open(io.BytesIO(data)) as image:
             mode = image.mode
+            if image.format == "EPS":  # decoding it would start Ghostscript
+                raise ValueError("a PostScript drawing")
             native = _upright(image).convert("L" if grey else "RGB")
     except (MemoryError, ImportError):
         raise  # no answer about this file, and nothing to keep in a cache
@@ -116,7 +118,8 @@ def read_picture(path: str, grey: bool, target: tuple[int, int] | None) -> Pictu
 
 def _upright(image: Image.Image) -> Image.Image:
     """The picture as prediction would read it: upright, 8 bits, without transparency."""
-    rotated = orientation(image) in range(2, 9)
-    if image.mode in ("L", "RGB") and not rotated and not image.has_transparency_data:
+    # Asked last, as it decodes a PNG, whose one clear color must be scaled before.
+    plain = image.mode in ("L", "RGB") and not image.has_transparency_data
+    if plain and orientation(image) not in range(2, 9):
         return image
     return plain_image(image)

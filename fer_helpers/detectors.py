@@ -18,6 +18,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.resources
+import itertools
 import math
 import os
 import re
@@ -90,12 +91,13 @@ class Face:
         """Angle of the line through the eyes in degrees, positive clockwise; 0.0 if unknown.
 
         Seen from the side the eyes nearly coincide and their line says nothing about the head, so
-        it is used only when they stand at least a fifth of the box apart.
+        it is used only when they stand at least a fifth of the box apart (of its shorter side,
+        which is its width unless the face lies).
         """
         if self.landmarks is None:
             return 0.0
         (left_x, left_y), (right_x, right_y) = self.landmarks[:2]
-        if math.hypot(right_x - left_x, right_y - left_y) < 0.2 * self.width:
+        if math.hypot(right_x - left_x, right_y - left_y) < 0.2 * min(self.width, self.height):
             return 0.0
         return math.degrees(math.atan2(right_y - left_y, right_x - left_x))
 
@@ -119,7 +121,8 @@ def find_model(path: str | Path | None = None) -> bytes:
                 "correct the path or leave it out."
             ) from error
     kept = platformdirs.user_cache_path("fer-helpers", appauthor=False) / MODEL_NAME
-    for candidate in (SHIPPED_MODEL, kept, *attached_files(re.escape(MODEL_NAME))):
+    # Chained, not unpacked: what is attached is walked through only when nothing else is here.
+    for candidate in itertools.chain((SHIPPED_MODEL, kept), attached_files(re.escape(MODEL_NAME))):
         with contextlib.suppress(OSError):
             content = candidate.read_bytes()
             if hashlib.sha256(content).hexdigest() == MODEL_SHA256:

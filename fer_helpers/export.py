@@ -14,8 +14,9 @@
 # nothing else. The int8 file is a quarter of the size and, on processors with integer dot products,
 # several times faster.
 #
-# Nothing is written that was not compared: the exported net must agree with the PyTorch net on
-# random pictures, or the export fails. Needs the packages of the extra `export`.
+# No float file is written that was not compared: the exported net must agree with the PyTorch net
+# on random pictures, or the export fails. An int8 file answers a little differently and is not
+# compared: score it before you use it. Needs the packages of the extra `export`.
 
 # %%
 """A net as an ONNX file, float or int8, with class names and preprocessing inside."""

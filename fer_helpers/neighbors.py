@@ -35,6 +35,9 @@ RAF_ORDER = ("Surprise", "Fear", "Disgust", "Happy", "Sad", "Anger", "Neutral")
 _RAF_NAME = re.compile(r"(train|test)_\d+(_aligned)?\.\w+$")
 _CK_NAME = re.compile(r"S\d{3}_\d{3}_\d{8}\.\w+$")
 
+_OTHER_SPLITS = {"publictest", "privatetest", "dev", "devel", "development", "eval", "evaluation"}
+_SPLIT_COLUMNS = ("split", "usage", "set", "subset")
+
 LAYOUTS = {
     "fer2013": "FER2013 as Kaggle folders",
     "fer2013-csv": "FER2013 as one CSV file",
@@ -131,9 +134,7 @@ def lister(found: Recognized, order: str | Sequence[str] | None) -> Callable[[],
 
 
 def _list_folders(found: Recognized, order: list[str]) -> dict[str, Listing]:
-    folders = {role: split_folder(found.root, role) for role in ("train", "val", "test")}
-    if folders["train"] is None:
-        folders = {"train": found.root, "val": None, "test": None}
+    folders = _split_folders(found.root)
     if any(name.isdigit() for name in subfolders(folders["train"])):
         return _list_numbered(found, folders, order)
     listings = {
@@ -143,6 +144,24 @@ def _list_folders(found: Recognized, order: list[str]) -> dict[str, Listing]:
     }
     _same_classes(listings)
     return listings
+
+
+def _split_folders(root: Path) -> dict[str, Path | None]:
+    """The folders of train, val and test; the dataset's own as train where there is none."""
+    folders = {role: split_folder(root, role) for role in ("train", "val", "test")}
+    if folders["train"] is None:
+        return {"train": root, "val": None, "test": None}
+    others = [
+        name
+        for name in subfolders(root)
+        if re.sub(r"[\W_]", "", name.lower()) in _OTHER_SPLITS and subfolders(root / name)
+    ]
+    if others:  # passing over them would cut a test set out of train, or choose on the wrong one
+        raise DataError(
+            f"{root} holds {', '.join(others)} beside {folders['train'].name}, and what they are "
+            "for is not known: rename each to val or test, or move it out"
+        )
+    return folders
 
 
 def _list_numbered(found: Recognized, folders: dict, order: list[str]) -> dict[str, Listing]:
@@ -318,9 +337,15 @@ def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
     else:
         meaning = {value: canonical_emotion(value) for value in values}
 
-    folders = {role: split_folder(found.root, role) for role in ("train", "val", "test")}
-    if folders["train"] is None:
-        folders = {"train": found.root, "val": None, "test": None}
+    folders = _split_folders(found.root)
+    divided = next((name for name in columns if name in _SPLIT_COLUMNS), None)
+    if divided and folders["train"] == found.root:
+        parts = sorted({row[columns.index(divided)] for row in rows if len(row) == len(head)})
+        if len(parts) > 1:  # another division would not compare with anybody's numbers
+            raise DataError(
+                f"{table} divides the pictures in its column {divided} ({', '.join(parts[:4])}), "
+                "which is not read: put them into folders train, val and test, or remove it"
+            )
     listings, unlisted, moved = {}, 0, 0
     for role, folder in folders.items():
         if folder is None:
@@ -337,6 +362,10 @@ def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
             emotions.append(meaning[label])
             folder_says = canonical_emotion(below.split("/")[0])
             moved += folder_says != meaning[label] and folder_says in meaning.values()
+        if not known:
+            raise DataError(
+                f"{table} names none of the pictures in {folder}: its paths must be relative to it"
+            )
         if moved and role == "train":
             notes.append(f"the label table overrules the folder of {moved} training pictures")
         listings[role] = _named(role, folder, known, emotions, notes)

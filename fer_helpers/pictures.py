@@ -16,7 +16,8 @@
 #
 # - transparency is laid on white, as a browser or a printer would show it;
 # - 16-bit grey keeps its high byte (Pillow does that for 16-bit color, but clips grey), unless it
-#   only holds 0..255: such a file was written with 8-bit values and would come out black;
+#   only holds 0..255 or 0..4,095: such a file was written with 8- or 12-bit values and would come
+#   out black;
 # - of several frames or pictures in a file, the first counts;
 # - a JPEG beyond 30 megapixels is decoded at 1/2, 1/4 or 1/8 of its sides, which costs little
 #   memory; other formats cannot do that and are refused.
@@ -174,7 +175,6 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
                 f"{name} is too large ({width} x {height}): save a copy of at most "
                 f"{MAX_PIXELS // 1_000_000} megapixels"
             )
-        image.load()
         image = plain_image(image)
     except ImageError:
         raise
@@ -226,6 +226,7 @@ def plain_image(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: Colors that Pillow cannot turn into RGB, or pixels that are not numbers.
     """
+    stored = image.tile[0][3] if image.format == "PNG" and image.tile else ""
     image.load()
     if 0 in image.size:
         raise ValueError("it has no pixels")
@@ -243,6 +244,10 @@ def plain_image(image: Image.Image) -> Image.Image:
         image = Image.eval(image, lambda value: 255 - value).convert("RGB")
     elif image.has_transparency_data or mode in ("La", "RGBa"):
         grey = mode in ("1", "L", "LA", "La")
+        if stored in ("L;2", "L;4", "RGB;16B"):  # Pillow scales the pixels, not the clear color
+            image, clear = image.copy(), image.info["transparency"]
+            high = tuple(value >> 8 for value in clear) if mode == "RGB" else None
+            image.info["transparency"] = high or clear * (85 if stored == "L;2" else 17)
         image = image.convert("LA" if grey else "RGBA")
         paper = Image.new("L" if grey else "RGB", image.size, "white")
         paper.paste(image.convert(paper.mode), mask=image.getchannel("A"))
@@ -256,10 +261,17 @@ def plain_image(image: Image.Image) -> Image.Image:
 
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) where there is none that can be read."""
+    if image.format == "HEIF":  # libheif has turned it already
+        return 1
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:
         return 1
+
+
+def shift_of(high: int) -> int:
+    """By how many bits 16-bit grey is too long, by its highest value: cameras give 12 or 16."""
+    return 0 if high <= 255 else 4 if high <= 4095 else 8
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -276,7 +288,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     elif low >= 0 and high <= 255:
         pass
     elif image.mode.startswith("I") and low >= 0 and high <= 65_535:
-        values = values >> 8
+        values = values >> shift_of(high)
     else:  # no convention to go by: darkest to black, brightest to white
         low, high = float(low), float(high)
         values = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))

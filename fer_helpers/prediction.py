@@ -37,7 +37,7 @@ import torch
 from PIL import Image
 
 from fer_helpers.answers import NO_FACE_NOTE, Prediction, annotate, answer_from, show_answer
-from fer_helpers.classifier import Classifier, PredictionError, load_classifier
+from fer_helpers.classifier import Classifier, PredictionError, check_columns, load_classifier
 from fer_helpers.detectors import Detector, DetectorError, shared_detector
 from fer_helpers.faces import crop_face, find_faces
 from fer_helpers.files import replace_file
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 MAX_CROP_SIDE = 112  # pixels; a picture no larger is taken as a face crop by crop="auto"
 CROPS = ("auto", "detect", "none")
 CROPPED_NOTE = "assumed already cropped"
+BOX_COLUMNS = ("left", "top", "right", "bottom")
+FIRST_COLUMNS = ("file", "face", *BOX_COLUMNS, "label", "confidence")  # then the classes
+LAST_COLUMNS = ("uncertain", "note", "error")
 JPEG_MAX_SIDE = 65_500  # pixels; libjpeg writes no larger picture
 
 
@@ -291,6 +294,7 @@ def predict_images(
     from tqdm import tqdm
 
     classifier = load_classifier(model, transform, class_names)
+    check_columns(classifier.class_names, FIRST_COLUMNS + LAST_COLUMNS)
     least = check_options(classifier, crop, min_confidence, views)
     if batch_size < 1:
         raise PredictionError(f"batch_size is {batch_size}: give 1 or more.")
@@ -365,10 +369,9 @@ def _keep_originals(named: Sequence[tuple[str, Any]], folder: Path) -> None:
 def _table(rows: list[dict[str, Any]], class_names: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
-    whole = ["face", "left", "top", "right", "bottom"]
-    columns = ["file", *whole, "label", "confidence", *class_names, "uncertain", "note", "error"]
-    table = pd.DataFrame(rows, columns=columns)
-    numbers = dict.fromkeys(whole, "Int64") | dict.fromkeys(class_names, "float64")
+    table = pd.DataFrame(rows, columns=[*FIRST_COLUMNS, *class_names, *LAST_COLUMNS])
+    whole = dict.fromkeys(("face", *BOX_COLUMNS), "Int64")
+    numbers = whole | dict.fromkeys(class_names, "float64")
     return table.astype({**numbers, "confidence": "float64", "uncertain": bool, "error": bool})
 
 

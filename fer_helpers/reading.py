@@ -181,7 +181,8 @@ def as_test(faces: FaceSet, train_hashes: np.ndarray, split: str = "", stamp: st
 
     Args:
         faces: the faces.
-        train_hashes: `pixel_hashes` of everything that is trained or chosen on.
+        train_hashes: `pixel_hashes` of the whole train folder, with the selection slice that is
+            cut from it; an official split to choose on (val, PublicTest) is not among them.
         split: new name of the split, if it gets one.
         stamp: what must stand beside its numbers.
     """

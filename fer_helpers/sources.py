@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fer_helpers import __version__
 from fer_helpers.layouts import local_path, walk_once
-from fer_helpers.pictures import ImageError, open_image, plain_image
+from fer_helpers.pictures import ImageError, open_image, plain_image, shift_of
 
 URL_MAX_BYTES = 20_000_000
 URL_SECONDS = 20.0
+# Some servers, Wikimedia's among them, refuse the name that requests gives itself.
+HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"fer_helpers/{__version__}"}
 MAX_OPEN_PIXELS = 60_000_000  # of arrays and PIL images: 16 bytes a pixel on the way
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
@@ -82,9 +85,7 @@ def _download(
             requests.Session() as session,
             # requests follows redirects with its own adapters, and it has them for http and https
             # only.
-            session.get(
-                url, stream=True, timeout=seconds, headers={"Accept-Encoding": "identity"}
-            ) as response,
+            session.get(url, stream=True, timeout=seconds, headers=HEADERS) as response,
         ):
             if response.status_code != 200:
                 raise FetchError(f"{url} answered with HTTP status {response.status_code}.")
@@ -183,7 +184,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
         )
     _check_size(pixels.shape[1], pixels.shape[0])
     if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
-        pixels = pixels >> 8 if pixels.max() > 255 else pixels  # as `open_image` reads such files
+        pixels = pixels >> shift_of(pixels.max())  # as `open_image` reads such files
     elif pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
     elif pixels.dtype != np.uint8:

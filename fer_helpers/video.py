@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from fer_helpers.answers import Prediction, annotate, answer_from
-from fer_helpers.classifier import PredictionError, load_classifier
+from fer_helpers.answers import NO_FACE_NOTE, Prediction, annotate, answer_from
+from fer_helpers.classifier import PredictionError, check_columns, load_classifier
 from fer_helpers.detectors import NO_DETECTOR, Detector, DetectorError, Face, shared_detector
 from fer_helpers.faces import crop_face, find_faces
 from fer_helpers.layouts import local_path
-from fer_helpers.prediction import check_options
+from fer_helpers.prediction import BOX_COLUMNS, check_options
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FRAMES_PER_BATCH = 8  # bounds memory: eight frames of 4K are 200 MB
+FIRST_COLUMNS = ("frame", "seconds", "person", *BOX_COLUMNS, "label", "confidence")
+LAST_COLUMNS = ("uncertain", "note")
 LOST_AFTER = 0.5  # seconds without a person after which a face there counts as somebody new
 
 
@@ -68,8 +70,8 @@ def predict_video(
     Returns:
         One row per face and frame: frame (from 0), seconds, person (number from 1, kept while the
         face is followed), left, top, right, bottom (pixels), label, confidence (percent), one
-        column per class (probability 0 to 1), uncertain. A frame without a face has one row whose
-        label is missing.
+        column per class (probability 0 to 1), uncertain, note. A frame without a face has one row
+        whose label is missing.
 
     Raises:
         DetectorError: OpenCV or the detector is missing.
@@ -84,9 +86,12 @@ def predict_video(
     if isinstance(source, int) and max_frames is None:
         raise PredictionError("A webcam never ends: give max_frames.")
     classifier = load_classifier(model, transform, class_names)
+    check_columns(classifier.class_names, FIRST_COLUMNS + LAST_COLUMNS)
     least = check_options(classifier, "detect", min_confidence, 1)
     loaded = shared_detector(detector)
     names = list(classifier.class_names)
+    note = "; ".join(filter(None, (loaded.note, classifier.note)))
+    nobody = "; ".join(filter(None, (loaded.note, NO_FACE_NOTE)))
 
     rows: list[dict[str, Any]] = []
     people: list[_Person] = []
@@ -107,19 +112,20 @@ def predict_video(
                     for face in faces
                 ]
                 answers = [
-                    answer_from(person.probabilities, names, least, box=person.face.whole_box)
+                    answer_from(
+                        person.probabilities, names, least, box=person.face.whole_box, note=note
+                    )
                     for person in present
                 ]
                 row = {"frame": number, "seconds": seconds}
                 rows += [
-                    row | {"person": person.number} | answer.columns()
+                    row | {"person": person.number, "note": note} | answer.columns()
                     for person, answer in zip(present, answers, strict=True)
-                ] or [row | {"confidence": 0.0, "uncertain": True}]
+                ] or [row | {"confidence": 0.0, "uncertain": True, "note": nobody}]
                 video.write(image, answers)
-    whole = ["person", "left", "top", "right", "bottom"]
-    columns = ["frame", "seconds", *whole, "label", "confidence", *names, "uncertain"]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.astype(dict.fromkeys(whole, "Int64") | {"uncertain": bool})
+    table = pd.DataFrame(rows, columns=[*FIRST_COLUMNS, *names, *LAST_COLUMNS])
+    whole = dict.fromkeys(("person", *BOX_COLUMNS), "Int64")
+    return table.astype(whole | {"uncertain": bool})
 
 
 def _follow(

@@ -164,7 +164,7 @@ import torch
 from IPython.display import display
 
 from fer_helpers import evaluation, explain, exploration, inference, plots, records, runs, versions
-from fer_helpers.answers import annotate
+from fer_helpers.answers import annotate, show_answer
 from fer_helpers.augment import Augment
 from fer_helpers.cache import default_cache_dir
 from fer_helpers.checkpoints import save_model
@@ -633,7 +633,7 @@ save_model(
     extra={**extra, "min_confidence": config.min_confidence, "balanced_shift": balanced_shift},
 )  # fmt: skip
 keep_predictions(scores, temperature)
-records.write_metrics(run, metrics)
+_ = records.write_metrics(run, metrics)
 
 # %% [markdown]
 # ## Explore
@@ -914,17 +914,18 @@ answer = predict_single_image(test.images([position])[0], saved, crop="none")
 print(f"truth {names[test.labels[position]]}, answer {answer.label} ({answer.confidence:.1f} %)")
 
 # %%
-for name, photo in photos.items():
-    answer = predict_single_image(photo, saved)
-    print(name, answer.label, f"{answer.confidence:.1f} %", answer.note)
+everybody = {name: predict_faces(photo, saved) for name, photo in photos.items()}
+for name, answers in everybody.items():
+    print(f"{name}:" if len(answers) == 1 else f"{name}, the largest of {len(answers)} faces:")
+    show_answer(answers[0])
 if not photos:
     print("Set PHOTO to a path or an address, or GDOWN_ID, to see the answer for a photo.")
 
 # %%
-for photo in photos.values():
-    everybody = annotate(photo, predict_faces(photo, saved))
-    everybody.thumbnail((1000, 1000))
-    display(everybody)
+for name, photo in photos.items():
+    labeled = annotate(photo, everybody[name])
+    labeled.thumbnail((1000, 1000))
+    display(labeled)
 button = upload_widget(saved)
 if button is not None:
     display(button)

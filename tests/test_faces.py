@@ -32,6 +32,7 @@ def server():
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             server.requests.append(self.path)
+            server.names.append(self.headers["User-Agent"])
             status, headers, body = server.answers.get(self.path, (404, {}, b"nothing here"))
             self.send_response(status)
             for name, value in ({"Content-Length": str(len(body))} | headers).items():
@@ -52,7 +53,7 @@ def server():
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    server.answers, server.requests, server.pause = {}, [], 0.0
+    server.answers, server.requests, server.names, server.pause = {}, [], [], 0.0
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -90,6 +91,7 @@ def test_fetch_gives_the_body_and_follows_http_redirects(server):
     server.answers["/a"] = (302, {"Location": "/b"}, b"")
     server.answers["/b"] = (200, {}, b"hello")
     assert fetch(f"{server.url}/a", max_bytes=10) == b"hello"
+    assert all(name.startswith("fer_helpers/") for name in server.names)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "photo.jpg", ""])
@@ -214,6 +216,17 @@ def test_a_kaggle_input_is_used_without_network(server, wanted, nowhere):
         file.write_bytes(content)
     assert find_model() == wanted
     assert server.requests == []
+
+
+def test_what_is_attached_is_walked_through_only_when_needed(nowhere, monkeypatch):
+    def walk(name):
+        raise AssertionError("the shipped file is here")
+        yield
+
+    monkeypatch.undo()
+    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
+    monkeypatch.setattr(detectors, "attached_files", walk)
+    assert hashlib.sha256(find_model()).hexdigest() == detectors.MODEL_SHA256
 
 
 # Loading a detector
@@ -490,6 +503,68 @@ def test_the_tilt_of_a_head_is_read(detector, angle):
     (upright,) = find_faces(picture, detector=detector)
     (tilted,) = find_faces(picture.rotate(-angle), detector=detector)
     assert tilted.roll - upright.roll == pytest.approx(angle, abs=8)
+
+
+TURNS = [
+    (-90, Image.Transpose.ROTATE_90),
+    (180, Image.Transpose.ROTATE_180),
+    (90, Image.Transpose.ROTATE_270),
+]
+
+
+def assert_cut_out_the_same(picture, turned, roll, detector):
+    """The largest face of a picture and of the turned picture: turned by `roll`, cropped alike."""
+    before = find_faces(picture, detector=detector)[0]
+    (after,) = find_faces(turned, detector=detector)
+    assert (after.roll - before.roll - roll + 180) % 360 - 180 == pytest.approx(0, abs=15)
+    crops = [
+        np.asarray(crop_face(p, face, size=24).convert("L")).ravel()
+        for p, face in ((picture, before), (turned, after))
+    ]
+    assert np.corrcoef(*crops)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize(("roll", "turn"), TURNS)
+def test_a_drawn_face_that_lies_is_cut_out_upright(detector, roll, turn):
+    picture = Image.new("RGB", (640, 480), (200, 205, 210))
+    picture.paste(draw_face("Surprise", 3, size=200), (300, 120))
+    assert_cut_out_the_same(picture, picture.transpose(turn), roll, detector)
+
+
+@pytest.mark.parametrize(("roll", "turn"), TURNS)
+@pytest.mark.parametrize("name", ["astronaut.png", "portrait.jpg", "stock-emotions-a-5.jpg"])
+def test_a_photo_without_exif_that_lies_is_cut_out_upright(detector, name, roll, turn):
+    picture = photo(name).convert("RGB")
+    assert_cut_out_the_same(picture, picture.transpose(turn), roll, detector)
+
+
+def test_upright_faces_of_a_group_are_not_turned(detector):
+    assert all(abs(f.roll) < 30 for f in find_faces(photo("solvay1927.jpg"), detector=detector))
+
+
+def test_a_doubtful_face_is_turned_for_a_good_look_only(monkeypatch):
+    picture, face = photo_with_face()
+    face = Face(face.box, 0.85, face.landmarks)
+
+    def roll(upright, over, kind="yunet"):
+        def look(picture, face, detector, reach, turn=0):
+            points = tuple((100 - x, 100 - y) for x, y in face.landmarks)
+            score = over if turn == 2 else upright
+            return Face(face.box, score, points if turn else face.landmarks)
+
+        monkeypatch.setattr(faces, "_closer_look", look)
+        return abs(faces._seen_closely(picture, face, Detector(kind, None)).roll)
+
+    assert roll(0.80, 0.95) == pytest.approx(180)
+    assert roll(0.80, 0.88) == roll(0.93, 0.95) == roll(0.80, 0.95, "cascade") == 0
+
+
+def test_a_face_in_a_long_screenshot_is_found(detector):
+    picture = Image.new("RGB", (1080, 12_000), (250, 250, 250))
+    picture.paste(draw_face("Surprise", 3, size=300), (400, 7000))
+    (face,) = find_faces(picture, detector=detector)
+    center = (face.box[0] + face.box[2]) / 2, (face.box[1] + face.box[3]) / 2
+    assert center == pytest.approx((550, 7150), abs=30)
 
 
 def test_arrays_grey_and_odd_shapes_work(detector):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fer_helpers.__main__ import main
+from fer_helpers.__main__ import expanded, main
 from fer_helpers.checkpoints import save_model
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.models import build_model
@@ -222,3 +222,16 @@ def test_balanced_reads_the_model_at_its_other_point(folder, tmp_path, capsys):
     assert capsys.readouterr().out.count("Disgust 100.0 %") == 3
     assert main([str(folder), "--model", "plain.safetensors", "--balanced"]) == 2
     assert "no balanced operating point" in capsys.readouterr().err
+
+
+def test_wildcards_that_no_shell_expanded(folder):
+    (folder / "a[1].png").write_bytes(b"")
+    names = [
+        f"{folder.name}/Ges*.png",
+        f"{folder.name}/a[1].png",
+        "no*.jpg",
+        "http://127.0.0.1/a?b=*",
+    ]
+    faces = [str(Path(folder.name) / f"Gesicht {i}.png") for i in range(3)]
+    assert [str(Path(name)) for name in expanded(names)[:3]] == faces
+    assert expanded(names)[3:] == names[1:]

@@ -323,6 +323,36 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path):
         load(root, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "label.csv"])
+def test_the_path_of_a_table_is_its_dataset(tmp_path, name):
+    root = write_table(tmp_path / "mine")
+    (root / "labels.csv").rename(root / name)
+    splits = load(root / name, tmp_path / "cache")
+    assert splits.notes[0] == "mine is read as pictures with a table of labels"
+
+
+def test_a_table_of_other_paths_is_refused(tmp_path):
+    root = write_table(tmp_path / "table")
+    text = (root / "labels.csv").read_text()
+    (root / "labels.csv").write_text("pth" + text.replace("/", "/elsewhere/")[3:])
+    with pytest.raises(DataError, match=r"names none of the pictures in .*must be relative to it"):
+        load(root, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("column", ["Split", "usage", "set", "subset"])
+def test_a_table_that_divides_is_refused_and_not_divided_anew(tmp_path, column):
+    root = write_table(tmp_path / "table")
+    head, *rows = (root / "labels.csv").read_text().splitlines()
+    rows = [f"{row},{'test' if i % 3 else 'train'}" for i, row in enumerate(rows)]
+    (root / "labels.csv").write_text("\n".join([f"{head},{column}", *rows]))
+    with pytest.raises(DataError, match=rf"column {column.lower()} \(test, train\)"):
+        load(root, tmp_path / "cache")
+    (root / "labels.csv").write_text(
+        "\n".join([f"{head},{column}", *rows]).replace(",test", ",train")
+    )
+    assert len(load(root, tmp_path / "cache").train)
+
+
 def test_numbers_in_a_table_are_asked_about(tmp_path):
     root = write_table(tmp_path / "table", numbers=True)
     with pytest.raises(DataError, match="which emotion is each"):
@@ -422,6 +452,30 @@ def test_splits_with_different_classes_are_refused(tmp_path):
             save(tmp_path / split / name / "1.png", picture(k))
     with pytest.raises(DataError, match=r"same classes \(c in only one"):
         load(tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("splits", "named"),
+    [
+        (("Training", "PublicTest", "PrivateTest"), "PrivateTest, PublicTest beside Training"),
+        (("train", "dev", "test"), "dev beside train"),
+    ],
+)
+def test_splits_under_other_names_are_not_passed_over(tmp_path, splits, named):
+    for split in splits:
+        for k, name in enumerate(("a", "b", "c")):
+            save(tmp_path / split / name / "1.png", picture(k))
+    with pytest.raises(DataError, match=f"{named}.*rename each to val or test, or move it out"):
+        load(tmp_path, tmp_path / "cache")
+
+
+def test_a_dataset_in_the_working_folder_has_its_name(tmp_path, monkeypatch):
+    for k, name in enumerate(("amused", "happy")):
+        for i in range(20):
+            save(tmp_path / "mine" / name / f"{i}.png", picture(100 * k + i))
+    monkeypatch.chdir(tmp_path / "mine")
+    splits = load(".", tmp_path / "cache")
+    assert splits.train.dataset == "mine" and splits.notes[0].startswith("mine is read")
 
 
 def test_the_layout_can_be_said(tmp_path):

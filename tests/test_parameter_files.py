@@ -115,6 +115,7 @@ def test_every_section_runs_with_the_core_packages_alone(run, cache, tmp_path, m
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["cross_dataset"][0]["numbers"]["n"] > 0
     said = (folder.parents[1] / "out.ipynb").read_text(encoding="utf-8")
+    assert "me.png:" in said
     assert "pip install grad-cam" in said and "pip install opencv-python-headless" in said
     assert "training faces have votes" in said and "No label is disputed" in said
     assert "not marked as finished" not in (folder / "MODEL_CARD.md").read_text(encoding="utf-8")

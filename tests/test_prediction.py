@@ -139,6 +139,7 @@ def test_every_kind_of_picture_gives_the_same_answer(face, model, tmp_path, serv
         "RGBA": face.convert("RGBA"),
         "array": pixels,
         "16 bit": pixels.astype(np.uint16) * 257,
+        "12 bit": pixels.astype(np.uint16) * 16,
         "16 bit of 8": pixels.astype(np.uint16),
         "float": pixels / 255,
         "float32": (pixels / 255).astype(np.float32),
@@ -239,6 +240,39 @@ def test_a_bare_model_must_bring_what_belongs_to_it(face, model):
         predict_single_image(face, model, PREPROCESS)
     with pytest.raises(PredictionError, match="7 classes and class_names has 8"):
         predict_single_image(face, model, PREPROCESS, [*NAMES, "Contempt"])
+
+
+def test_the_attributes_of_a_module_are_its_own(face, model):
+    model.class_names, model.preprocess = ("a", "b"), nn.Identity()
+    model.model = model.extra = model.shift = nn.Linear(1, 1)
+    classifier = load_classifier(model, PREPROCESS, NAMES)
+    assert classifier.model is model
+    assert classifier.class_names == NAMES
+    assert ask(face, model).label in NAMES
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        ("Happy Sad", "is a str"),
+        (dict.fromkeys(NAMES, 0), "is a dict"),
+        (set(NAMES), "is a set"),
+        (7, "is a int"),
+        ([*NAMES[:6], 6], "holds 6"),
+        ([*NAMES[:6], "Sad"], "'Sad' twice"),
+    ],
+)
+def test_class_names_are_a_list_of_different_names(face, model, names, match):
+    with pytest.raises(PredictionError, match=match):
+        predict_single_image(face, model, PREPROCESS, names)
+
+
+@pytest.mark.parametrize("name", ["note", "file", "face", "left"])
+def test_a_class_cannot_be_called_like_a_column(face, model, name):
+    names = [*NAMES[:6], name]
+    assert predict_single_image(face, model, PREPROCESS, names, show=False).label in names
+    with pytest.raises(PredictionError, match=f"class is called '{name}'"):
+        predict_images([face], model, PREPROCESS, names, progress=False)
 
 
 def test_damaged_weights_give_no_answer(face, model):

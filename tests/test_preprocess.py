@@ -17,6 +17,7 @@ from PIL import Image, features
 from torchvision.transforms import v2
 
 from fer_helpers import pictures as module
+from fer_helpers.decoding import read_picture
 from fer_helpers.pictures import ImageError, open_image, plain_image
 from fer_helpers.preprocess import Preprocess
 
@@ -276,6 +277,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
         encoded(Image.fromarray(deep), "TIFF"),
         encoded(Image.fromarray(deep.astype(np.int32)), "TIFF"),
         encoded(Image.fromarray(grey.astype(np.uint16))),  # 8-bit values in a 16-bit file
+        encoded(Image.fromarray(grey.astype(np.uint16) * 16)),  # 12-bit ones
         portable,
     ):
         image = open_image(data)
@@ -351,6 +353,45 @@ def test_one_transparent_color(mode):
     assert result.mode in ("L", "RGB")
     assert (pixels[4:] == 255).all()
     assert (pixels[:4] >= 199).all()
+
+
+def png(bits, color, rows, clear):
+    """A PNG of two pixels in each row, with one clear color, as Pillow does not write them."""
+
+    def chunk(name, data):
+        check = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+    head = struct.pack(">IIBBBBB", 2, len(rows), bits, color, 0, 0, 0)
+    parts = (b"IHDR", head), (b"tRNS", clear), (b"IDAT", zlib.compress(b"".join(rows)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*p) for p in (*parts, (b"IEND", b"")))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        # Left the clear color, right another; each row begins with its filter, 0.
+        (png(2, 0, [b"\0\x60"], b"\0\x01"), (255, 170)),
+        (png(4, 0, [b"\0\x32"], b"\0\x03"), (255, 34)),
+        (png(8, 0, [b"\0\x03\x02"], b"\0\x03"), (255, 2)),
+        (png(16, 2, [b"\0" + b"\x12\x34" * 3 + b"\x34\x34" * 3], b"\x12\x34" * 3), (255, 52)),
+    ],
+)
+def test_the_clear_color_of_a_png_has_its_own_bits(tmp_path, data, expected):
+    (tmp_path / "a.png").write_bytes(data)
+    read = read_picture(str(tmp_path / "a.png"), True, None)
+    assert tuple(read.pixels.ravel()) == expected
+    with Image.open(io.BytesIO(data)) as given:
+        for image in (open_image(data), plain_image(given)):
+            assert tuple(np.asarray(image.convert("L")).ravel()) == expected
+
+
+def test_a_heic_is_turned_by_its_library(monkeypatch):
+    image = Image.fromarray(picture())
+    image.info["exif"] = exif(6).tobytes()
+    assert module.orientation(image) == 6
+    image.format = "HEIF"
+    assert module.orientation(image) == 1
 
 
 def test_palette_one_bit_and_other_modes():

@@ -1,12 +1,14 @@
 """Video: the same answers frame by frame, persons followed, an annotated copy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_prediction import NAMES, PREPROCESS, Tiny, detector  # noqa: F401 (fixture)
 
 from fer_helpers.demo_faces import draw_face
-from fer_helpers.prediction import PredictionError, predict_faces
+from fer_helpers.prediction import PredictionError, load_classifier, predict_faces
 from fer_helpers.video import predict_video
 
 cv2 = pytest.importorskip("cv2", reason="video needs OpenCV")
@@ -73,6 +75,17 @@ def test_every_and_max_frames_and_no_face(video, model, detector):  # noqa: F811
     assert table.frame.tolist() == [0, 3, 6]
     assert table.label.isna().all()
     assert table.uncertain.all()
+
+
+def test_every_row_has_the_notes_of_detector_and_model(video, model, detector):  # noqa: F811
+    said = type(detector)("cascade", None, "found with a cascade")
+    classifier = replace(load_classifier(model, PREPROCESS, NAMES), note="drawn faces")
+    type(detector).boxes = BOXES
+    table = predict_video(video, classifier, detector=said, max_frames=1)
+    assert table.note.tolist() == ["found with a cascade; drawn faces"] * 2
+    type(detector).boxes = ()
+    table = predict_video(video, classifier, detector=said, max_frames=1)
+    assert table.note.tolist() == ["found with a cascade; no face found"]
 
 
 def test_people_are_followed_over_long_gaps(video, model, detector):  # noqa: F811
