@@ -341,7 +341,8 @@ def restore_random_state(
     for name, generator in generators.items():
         generator.set_state(state["generators"][name])
     if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+        kept = state["cuda"]  # a list in older files: one stream for each GPU
+        torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept, device)
     if "mps" in state and device.type == "mps":
         torch.mps.set_rng_state(state["mps"])
 

@@ -68,11 +68,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def remove_partials(folder: str | Path) -> None:
-    """Delete what a process that was killed in the middle of `replace_file` left in `folder`."""
+def remove_partials(folder: str | Path, *, minutes: float = 0.0) -> None:
+    """Delete what a process that was killed in the middle of `replace_file` left in `folder`.
+
+    What is younger than `minutes` stays: another process may be at it.
+    """
     for partial in Path(folder).glob(f".*{PARTIAL}"):
         with contextlib.suppress(OSError):
-            partial.unlink()
+            if partial.is_file() and time.time() - partial.stat().st_mtime >= 60 * minutes:
+                partial.unlink()
 
 
 class FolderInUseError(RuntimeError):
@@ -83,7 +87,7 @@ class FolderInUseError(RuntimeError):
 def sole_writer(folder: str | Path) -> Iterator[None]:
     """Let nobody else train in `folder` meanwhile; the lock of a process that dies is free again.
 
-    A disk that knows no locks, as some network disks, is taken on trust.
+    A disk that refuses to lock, as some network disks do, is taken on trust.
 
     Raises:
         FolderInUseError: another process holds the folder.

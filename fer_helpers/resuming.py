@@ -154,12 +154,15 @@ class Keeper:
             ) from None
         if not progress.ended:
             self.save(parts, progress, must=True)  # that it can be written is known before hours
+        if progress == Progress():
+            self._expect_room()
         return progress
 
     def _expect_room(self) -> None:
         """Refuse a disk that the state will outgrow: by the optimizer's and the best weights."""
-        free = shutil.disk_usage(self.folder).free
-        if free < (needed := 4 * self.state_file.stat().st_size):
+        total, _, free = shutil.disk_usage(self.folder)
+        # Some network disks know neither.
+        if total and free < (needed := 4 * self.state_file.stat().st_size):
             raise checkpoints.CheckpointError(
                 f"{self.folder} has room for {free / 1e6:,.0f} MB, its checkpoints will need about "
                 f"{needed / 1e6:,.0f}: free some space or set OUTPUT_DIR to another disk."

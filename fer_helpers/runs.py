@@ -40,6 +40,7 @@ import math
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -49,7 +50,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fer_helpers.files import in_use, remove_partials, replace_file
+from fer_helpers.files import PARTIAL, in_use, remove_partials, replace_file
 from fer_helpers.layouts import is_hidden, local_path
 from fer_helpers.mounts import attached_files
 from fer_helpers.versions import code_version
@@ -78,7 +79,7 @@ def explained(doing: str, where: Path) -> Iterator[None]:
         # Copying a folder collects its errors into one that has their texts, but no number.
         if error.errno in {errno.ENOSPC, errno.EDQUOT} or os.strerror(errno.ENOSPC) in str(error):
             advice = "the disk is full: free some space or set OUTPUT_DIR to another disk"
-        elif isinstance(error, PermissionError) and where.is_file():
+        elif os.name == "nt" and isinstance(error, PermissionError) and where.is_file():
             advice = "close the program that has it open, or make it writable, and start again"
         else:
             advice = "set OUTPUT_DIR to a folder that can be written"
@@ -128,14 +129,14 @@ def _probe(folder: Path) -> None:
 
     Permission bits do not answer the question (root, read-only mounts, quotas); writing does.
     """
-    probe = folder / ".probe"
+    probe = folder / f".probe-{uuid.uuid4().hex[:8]}{PARTIAL}"
     try:
         with probe.open("wb") as stream:
             stream.write(bytes(4 << 20))
             stream.flush()
             os.fsync(stream.fileno())
     finally:
-        with contextlib.suppress(OSError):  # held by a scanner for a moment: the next one takes it
+        with contextlib.suppress(OSError):  # held by a scanner: `remove_partials` takes it later
             probe.unlink(missing_ok=True)
 
 
@@ -292,11 +293,7 @@ def open_run(
     elif not run_name or not named.exists() or _holds_no_run(named):
         run = _begin(output, run_name, wanted, origin, look=resume == "auto")
     elif resume == "never":
-        if in_use(named):
-            raise RunError(
-                f"{named} cannot be moved aside: another process trains in it. Wait for it, end "
-                "it, or choose another RUN_NAME."
-            )
+        _expect_nobody(named)
         aside = _free_name(output, run_name)
         with explained("move aside", named):
             named.rename(aside)
@@ -320,6 +317,15 @@ def _holds_no_run(folder: Path) -> bool:
         item.suffix in {".ipynb", ".html"} or is_hidden(item.name)  # or a first write broken off
         for item in folder.iterdir()
     )
+
+
+def _expect_nobody(folder: Path) -> None:
+    """Refuse a run in which another process trains."""
+    if in_use(folder):
+        raise RunError(
+            f"Another process trains in {folder} at this moment: wait for it, end it, or choose "
+            "another RUN_NAME."
+        )
 
 
 def _never_trained(folder: Path, fingerprint: dict) -> bool:
@@ -416,8 +422,9 @@ def _continue(
     source = folder
     if copied or not _writable(folder):
         folder = _copy_of(source, output, run_name)
-    remove_partials(folder)
-    if state["finished"]:  # until `finish`, its files are of two sessions
+    _expect_nobody(folder)
+    remove_partials(folder, minutes=10)
+    if _read_state(folder)["finished"]:  # until `finish`, its files are of two sessions
         _write_state(folder, {**_read_state(folder), "finished": False})
     sentence = f"Continues {source}" + (f", copied to {folder}." if folder != source else ".")
     if state.get("code") != code_version():

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from fer_helpers import __version__
-from fer_helpers.layouts import local_path, walk_once
+from fer_helpers.layouts import is_hidden, local_path, walk_once
 from fer_helpers.pictures import ImageError, open_image, plain_image, shift_of
 
 URL_MAX_BYTES = 20_000_000
@@ -232,7 +232,9 @@ def download_example(gdown_id: str, folder: str | Path) -> Path:
 
     folder = Path(folder) / gdown_id
     if folder.is_dir():
-        return next(folder.iterdir())
+        for file in sorted(folder.iterdir()):
+            if not is_hidden(file.name):
+                return file
     scratch = folder.with_name(f".{gdown_id}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -245,6 +247,7 @@ def download_example(gdown_id: str, folder: str | Path) -> Path:
         ) from error
     if found is None:
         raise ImageError(f"Google Drive did not give the file {gdown_id}: check its link.")
+    shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     return folder / Path(found).name
 

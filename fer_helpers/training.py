@@ -185,8 +185,8 @@ def look(
             files = ", ".join(phase.train.files[rows][:8]) + (" ..." if len(rows) > 8 else "")
             raise TrainingError(
                 f"The loss was not finite in epoch {progress.epoch + 1}, step {progress.step + 1} "
-                f"(batch with {files}): lower the learning rate, set CLIP_NORM to 1.0"
-                f"{', or PRECISION to fp32' * (phase.precision == 'fp16')}; the last good state "
+                f"(batch with {files}): lower the learning rate or set CLIP_NORM to 1.0"
+                f"{' or PRECISION to fp32' * (phase.precision == 'fp16')}; the last good state "
                 "is kept."
             )
         progress.loss += loss * len(rows)
@@ -209,8 +209,8 @@ def step_that_fits(
     size = len(rows) // 2
     while size >= 2:
         parts.optimizer.zero_grad(set_to_none=True)
-        if phase.device.type != "cpu":
-            torch.accelerator.empty_cache()
+        if phase.device.type != "cpu":  # `torch.accelerator` cannot on MPS: pytorch issue 186430
+            (torch.mps if phase.device.type == "mps" else torch.cuda).empty_cache()
         try:
             train_step(phase, parts, *feed(rows[:size]), number)
             break

@@ -51,7 +51,13 @@ def test_a_machine_without_gpu(monkeypatch):
 def test_an_apple_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert pick_device("auto") == CPU  # it is said to be there, and gives no memory
+    with monkeypatch.context() as patch:
+
+        def no_memory(*_, **__):
+            raise RuntimeError("MPS backend out of memory")
+
+        patch.setattr(inference.torch, "ones", no_memory)
+        assert pick_device("auto") == CPU
     monkeypatch.setattr(inference, "_mps_works", lambda: True)
     assert pick_device("auto") == MPS
     assert pick_device("cpu") == CPU

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -115,8 +116,9 @@ def test_a_finished_run_that_is_opened_again_is_not_finished(tmp_path):
 def test_a_run_that_trains_elsewhere_is_neither_moved_nor_taken(tmp_path):
     run = opened(tmp_path)
     with sole_writer(run.path("fer2013/last.pt").parent):
-        with pytest.raises(RunError, match="another process trains in it"):
-            opened(tmp_path, resume="never")
+        for resume in ("never", "auto", str(run.folder)):
+            with pytest.raises(RunError, match=r"Another process trains in .*: wait for it"):
+                opened(tmp_path, resume=resume)
         assert opened(tmp_path, "").folder != run.folder
         with pytest.raises(FolderInUseError, match="Another process trains in"):
             sole_writer(run.folder / "fer2013").__enter__()
@@ -335,9 +337,10 @@ def test_a_run_name_is_one_folder(tmp_path, name):
         opened(tmp_path, name)
 
 
-def test_a_file_that_another_program_holds_is_no_folder_that_cannot_be_written(tmp_path):
+def test_a_file_that_another_program_holds_is_no_bad_folder(tmp_path, monkeypatch):
     path = tmp_path / "predictions.csv"
     path.write_text("")
+    monkeypatch.setattr(runs, "os", SimpleNamespace(name="nt", strerror=os.strerror))
     with pytest.raises(RunError, match="close the program that"), runs.explained("write", path):
         raise PermissionError(errno.EACCES, "Permission denied")
     with pytest.raises(RunError, match="disk is full"), runs.explained("copy to", tmp_path):

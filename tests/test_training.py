@@ -79,7 +79,13 @@ def full_disk(monkeypatch):
     return state
 
 
-FILES = [".training.lock", "best.safetensors", "last.pt"]
+FILES = ["best.safetensors", "last.pt"]
+
+
+def kept_in(folder):
+    """What stands in a folder, without the lock, which Windows takes away."""
+    return sorted(name for name in os.listdir(folder) if name != files.LOCK)
+
 
 # Learning
 
@@ -353,7 +359,7 @@ def test_a_schedule_may_be_longer_than_the_data(tmp_path, schedule):
 def test_nothing_is_written_outside_of_the_folder(tmp_path):
     train(tmp_path / "phase")
     assert os.listdir(tmp_path) == ["phase"]
-    assert sorted(os.listdir(tmp_path / "phase")) == FILES
+    assert kept_in(tmp_path / "phase") == FILES
 
 
 @pytest.mark.parametrize("sets", [{"train": scored_faces()}, {"selection": scored_faces()}])
@@ -715,10 +721,12 @@ def test_a_full_disk_is_not_asked_again_at_every_step(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_will_be_too_small_is_known_before_training(tmp_path, monkeypatch):
-    usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr(resuming.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CheckpointError, match=r"has room for 0 MB.*free some space"):
-        train(tmp_path)
+    monkeypatch.setattr(resuming.shutil, "disk_usage", lambda _: (10**9, 10**9 - 1000, 1000))
+    for _ in range(2):  # the second time there is a state
+        with pytest.raises(CheckpointError, match=r"has room for 0 MB.*free some space"):
+            train(tmp_path)
+    monkeypatch.setattr(resuming.shutil, "disk_usage", lambda _: (0, 0, 0))  # a disk that says none
+    train(tmp_path)
 
 
 def test_a_state_that_cannot_be_written_again_is_known_before_training(tmp_path, monkeypatch):
@@ -836,4 +844,4 @@ def test_killed_at_twenty_moments_and_still_the_same_bits(tmp_path):
     again, status = child(tmp_path / "killed")
     assert 0 < again.count("step") < 180 and status == 0
     assert again[-1] == told[-1] and again[-1].startswith("hash ")
-    assert sorted(os.listdir(tmp_path / "killed")) == FILES
+    assert kept_in(tmp_path / "killed") == FILES
