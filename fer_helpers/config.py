@@ -126,7 +126,7 @@ class Config(BaseModel):
     extra_test_dirs: str = ""
     # Run
     output_dir: str = "runs"
-    run_name: str = Field("", pattern=r"^[\w. -]*$")
+    run_name: str = Field("", pattern=r"^([\w. -]*[\w-])?$")  # Windows drops a dot at the end
     resume: str = "auto"
     cache_dir: str = ""
     seed: int = Field(42, ge=0, lt=2**32)
@@ -398,7 +398,7 @@ class Config(BaseModel):
 
 
 PATTERNS = {
-    "run_name": "letters, digits, spaces, dots, - and _",
+    "run_name": "letters, digits, spaces, dots, - and _, without a space or dot at the end",
     "device": "'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'",
 }
 """What the two patterns above mean, in words."""

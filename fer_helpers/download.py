@@ -107,7 +107,7 @@ def _with_cli(source: Source, folder: Path) -> tuple[Path | None, str]:
     # The archive stays here when the download stops, and the CLI goes on from there.
     folder.mkdir(parents=True, exist_ok=True)
     command = [program, "datasets", "download", source.handle, "-p", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     archive = folder / f"{source.handle.rsplit('/', 1)[-1]}.zip"
     if done.returncode == 0 and archive.is_file():
         return archive, ""

@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         splits = load_fer2013(folder / "train", folder / "test", selection_size=0)
         table = match_ferplus(options.fer_csv, options.ferplus_csv, _all_faces(splits))
-        replace_file(options.out, partial(table.to_csv, index=False))
+        replace_file(options.out, partial(table.to_csv, index=False, lineterminator="\n"))
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -75,8 +75,9 @@ def remove_partials(folder: str | Path, *, minutes: float = 0.0) -> None:
     """
     for partial in Path(folder).glob(f".*{PARTIAL}"):
         with contextlib.suppress(OSError):
-            if partial.is_file() and time.time() - partial.stat().st_mtime >= 60 * minutes:
-                partial.unlink()
+            if minutes and time.time() - partial.stat().st_mtime < 60 * minutes:
+                continue
+            partial.unlink()
 
 
 class FolderInUseError(RuntimeError):

@@ -100,6 +100,8 @@ class Listing:
 def local_path(source: str | os.PathLike) -> Path:
     """The path that a name means, with the home folder in place of `~`."""
     path = Path(os.fsdecode(source))
+    if os.name == "nt" and path.parts[:1] != ("~",):
+        return path  # Windows would make up a home folder for the "face" of "~face.jpg"
     try:
         return path.expanduser()
     except RuntimeError:  # "~photo.jpg" is a file, not somebody's home folder

@@ -470,7 +470,7 @@ def describe(model: EmotionNet) -> str:
         safe = " (safe start)" if given["attention_safe_start"] else ""
         words.append(f"+ {given['attention']} attention{safe} after {place}")
     sizes = [model.num_features, given["head_hidden"], given["num_classes"]]
-    words.append("+ head " + " → ".join(str(size) for size in sizes if size))
+    words.append("+ head " + " -> ".join(str(size) for size in sizes if size))
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     text = f"{' '.join(words)}: {millions:.2f} M parameters"
     return f"{text}; {model.weights_note}" if model.weights_note else text

@@ -50,7 +50,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fer_helpers.files import PARTIAL, in_use, remove_partials, replace_file
+from fer_helpers.files import PARTIAL, in_use, remove_partials, rename, replace_file
 from fer_helpers.layouts import is_hidden, local_path
 from fer_helpers.mounts import attached_files
 from fer_helpers.versions import code_version
@@ -283,6 +283,7 @@ def open_run(
     output = local_path(output_dir)
     with explained("write to the output folder", output):
         output.mkdir(parents=True, exist_ok=True)
+        remove_partials(output, minutes=10)
         _probe(output)
     wanted = _plain(fingerprint, origin)
 
@@ -296,7 +297,7 @@ def open_run(
         _expect_nobody(named)
         aside = _free_name(output, run_name)
         with explained("move aside", named):
-            named.rename(aside)
+            rename(named, aside)
         run = _start(named, wanted, origin, f"A new run; the earlier one now stands in {aside}.")
     elif _never_trained(named, wanted):
         run = _start(named, wanted, origin, "A new run; the one that stood here never trained.")
@@ -463,7 +464,7 @@ def _copy_of(source: Path, output: Path, run_name: str) -> Path:
             for path in (partial, *partial.rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)
             _write_state(partial, {**_read_state(partial), "copied_from": origin, "copied": _now()})
-            partial.rename(target)
+            rename(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target

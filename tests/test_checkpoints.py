@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from fer_helpers import checkpoints, files
 from fer_helpers.checkpoints import (
@@ -56,7 +56,7 @@ def edit(path, change):
 
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["fer_helpers"])
-    tensors = load_file(path)
+    tensors = load(path.read_bytes())  # a mapped file could not be replaced on Windows
     change(tensors, about)
     save_file(tensors, path, metadata={"fer_helpers": json.dumps(about)})
 

@@ -42,7 +42,12 @@ def refused(values):
         ("WEIGHT_DECAY", "nan", "WEIGHT_DECAY should be a finite number"),
         ("EMA", 1.0, "EMA should be less than 1"),
         ("OUTPUT_DIR", 3, "OUTPUT_DIR should be a valid string, not 3"),
-        ("RUN_NAME", "a/b", "RUN_NAME should be letters, digits, spaces, dots, - and _, not 'a/b'"),
+        (
+            "RUN_NAME",
+            "a/b",
+            "RUN_NAME should be letters, digits, spaces, dots, - and _, without a ",
+        ),
+        ("RUN_NAME", "demo.", "space or dot at the end, not 'demo.'"),
         ("DEVICE", "gpu", "DEVICE should be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:1', not 'gpu'"),
         ("BACH_SIZE", 32, "BACH_SIZE is not a parameter; did you mean BATCH_SIZE?"),
         ("XYZZY", 32, "XYZZY is not a parameter"),

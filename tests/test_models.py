@@ -49,7 +49,7 @@ def test_the_default_is_the_originals_net():
     assert (model.head[0].p, model.head[1].out_features, model.head[3].p) == (0.4, 256, 0.3)
     assert sum(p.numel() for p in model.attention.parameters()) == 2 * 7 * 7
     assert describe(model) == (
-        "resnet34 on RGB + spatial attention after the last stage + head 512 → 256 → 8: "
+        "resnet34 on RGB + spatial attention after the last stage + head 512 -> 256 -> 8: "
         "21.42 M parameters"
     )
 

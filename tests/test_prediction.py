@@ -455,7 +455,7 @@ def test_a_named_detector_that_is_missing_is_an_error(model, tmp_path):
         (Image.new("RGB", (0, 0)), "no pixels"),
         (Image.new("1", (10_000, 6_001)), "too large"),
         (np.zeros((10_000, 6_001), np.uint8), "too large"),
-        ("~no such user/photo.jpg", "~no such user/photo.jpg does not exist"),
+        ("~no such user/photo.jpg", r"~no such user[/\\]photo\.jpg does not exist"),
         (NO_ADDRESS, "Invalid IPv6"),
         pytest.param("a" * 5000, r"aaa\.\.\.aaa", id="long"),
     ],

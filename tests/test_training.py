@@ -28,6 +28,7 @@ from tests.tiny import (
     NO_MEMORY,
     PREPROCESS,
     faces,
+    kept_in,
     net,
     phase,
     recipe,
@@ -80,11 +81,6 @@ def full_disk(monkeypatch):
 
 
 FILES = ["best.safetensors", "last.pt"]
-
-
-def kept_in(folder):
-    """What stands in a folder, without the lock, which Windows takes away."""
-    return sorted(name for name in os.listdir(folder) if name != files.LOCK)
 
 
 # Learning
@@ -777,7 +773,7 @@ def test_estimate_without_selection_set():
 ], ids=["plain", "growing", "nothing to choose on", "one step"])  # fmt: skip
 def test_estimate_by_hand(monkeypatch, selection, changes, seconds):
     clock = iter([0.0, 6.0, 6.0, 6.4, 6.4, 6.8, 6.8, 9.8])
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr(training, "step_that_fits", lambda *_: None)
     given = {"preprocess": PREPROCESS, "augment": AUGMENT}
     minutes = estimate_minutes(net(), faces(), selection, recipe(**changes), **given)

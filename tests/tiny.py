@@ -1,5 +1,6 @@
 """Tiny faces, nets and recipes for the tests of training: learnable, and done in a moment."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 
 from fer_helpers.augment import Augment
 from fer_helpers.config import Config
+from fer_helpers.files import LOCK
 from fer_helpers.models import build_model
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.recipes import Phase
@@ -136,3 +138,8 @@ def same_weights(one, other):
 
 def without_clock(history):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+
+def kept_in(folder):
+    """What stands in a folder, without the lock, which Windows takes away."""
+    return sorted(name for name in os.listdir(folder) if name != LOCK)
