@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 
 import platformdirs
 
+from fer_helpers.files import sync_file
 from fer_helpers.layouts import local_path
 
 Loaded = TypeVar("Loaded")
@@ -74,8 +75,7 @@ def cached(
         try:
             write(temporary)
             for file in temporary.iterdir():  # power may fail: the name must not come first
-                with file.open("rb+") as stream:
-                    os.fsync(stream.fileno())
+                sync_file(file)
             _put(temporary, entry)
             try:
                 return load(entry), notes

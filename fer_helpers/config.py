@@ -336,14 +336,14 @@ class Config(BaseModel):
             for name, value in self.model_dump().items()
             if name not in NO_EFFECT_ON_THE_MODEL
         }
-        files = {"PRETRAINED": self.pretrained}
+        files = {}
+        if self.pretrained not in ("none", "imagenet"):
+            files["PRETRAINED"] = self.pretrained
         if self.ferplus_weight:
             files["FERPLUS_VOTES"] = self.ferplus_votes
         for name, given in files.items():
-            if (
-                given not in ("", "none", "imagenet")
-                and (path := Path(os.path.expanduser(given))).is_file()
-            ):
+            path = Path(os.path.expanduser(given))
+            if path.is_file():
                 known[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         return known
 

@@ -12,6 +12,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 LOCK, PARTIAL = ".training.lock", ".partial"
+IN_USE = (
+    "Another process trains in {} at this moment: wait for it, end it, or choose another RUN_NAME."
+)
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -34,14 +37,19 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
+        sync_file(partial)
         rename(partial, path)
         _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     return path
+
+
+def sync_file(path: Path) -> None:
+    """Put what was written into a file on the disk, before a name points to it."""
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def rename(source: Path, target: Path) -> None:
@@ -98,10 +106,7 @@ def sole_writer(folder: str | Path) -> Iterator[None]:
         Path(folder).mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:  # an OSError, so it comes first
-        raise FolderInUseError(
-            f"Another process trains in {folder} at this moment: wait for it, end it, or choose "
-            "another RUN_NAME."
-        ) from None
+        raise FolderInUseError(IN_USE.format(folder)) from None
     except (OSError, NotImplementedError):
         pass  # whether the folder can be written is found out, and said, where it is written
     try:

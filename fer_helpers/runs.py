@@ -35,6 +35,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -50,7 +51,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fer_helpers.files import PARTIAL, in_use, remove_partials, rename, replace_file
+from fer_helpers.files import IN_USE, PARTIAL, in_use, remove_partials, rename, replace_file
 from fer_helpers.layouts import is_hidden, local_path
 from fer_helpers.mounts import attached_files
 from fer_helpers.versions import code_version
@@ -238,11 +239,13 @@ def fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -
     ]
 
 
+def _numbered(parent: Path, name: str) -> Iterator[Path]:
+    """`name-1`, `name-2` ... without end."""
+    return (parent / f"{name}-{number}" for number in itertools.count(1))
+
+
 def _free_name(parent: Path, name: str) -> Path:
-    number = 1
-    while (parent / f"{name}-{number}").exists():
-        number += 1
-    return parent / f"{name}-{number}"
+    return next(path for path in _numbered(parent, name) if not path.exists())
 
 
 # %%
@@ -323,10 +326,7 @@ def _holds_no_run(folder: Path) -> bool:
 def _expect_nobody(folder: Path) -> None:
     """Refuse a run in which another process trains."""
     if in_use(folder):
-        raise RunError(
-            f"Another process trains in {folder} at this moment: wait for it, end it, or choose "
-            "another RUN_NAME."
-        )
+        raise RunError(IN_USE.format(folder))
 
 
 def _never_trained(folder: Path, fingerprint: dict) -> bool:
@@ -425,8 +425,9 @@ def _continue(
         folder = _copy_of(source, output, run_name)
     _expect_nobody(folder)
     remove_partials(folder, minutes=10)
-    if _read_state(folder)["finished"]:  # until `finish`, its files are of two sessions
-        _write_state(folder, {**_read_state(folder), "finished": False})
+    mine = _read_state(folder)  # of the copy, where there is one
+    if mine["finished"]:  # until `finish`, its files are of two sessions
+        _write_state(folder, {**mine, "finished": False})
     sentence = f"Continues {source}" + (f", copied to {folder}." if folder != source else ".")
     if state.get("code") != code_version():
         sentence += f" It was begun by code {state.get('code')}, this is {code_version()}."
@@ -447,14 +448,13 @@ def _writable(folder: Path) -> bool:
 def _copy_of(source: Path, output: Path, run_name: str) -> Path:
     """Copy a folder that cannot be written; an earlier copy of the same folder is used again."""
     origin = str(source.resolve())
-    target = first = output / (run_name or source.name)
-    number = 0
-    while target.exists():
+    first = output / (run_name or source.name)
+    for target in itertools.chain([first], _numbered(output, first.name)):
+        if not target.exists():
+            break
         with contextlib.suppress(RunError):
             if _read_state(target).get("copied_from") == origin:
                 return target
-        number += 1
-        target = output / f"{first.name}-{number}"
     partial = target.with_name(f".{target.name}.partial")
     with explained("copy the run to", target):
         try:

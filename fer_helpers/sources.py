@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from fer_helpers import __version__
+from fer_helpers.files import rename
 from fer_helpers.layouts import is_hidden, local_path, walk_once
 from fer_helpers.pictures import ImageError, open_image, plain_image, shift_of
 
@@ -248,7 +249,7 @@ def download_example(gdown_id: str, folder: str | Path) -> Path:
     if found is None:
         raise ImageError(f"Google Drive did not give the file {gdown_id}: check its link.")
     shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    rename(scratch, folder)
     return folder / Path(found).name
 
 
