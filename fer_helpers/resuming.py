@@ -117,14 +117,18 @@ class Keeper:
 
         Raises:
             checkpoints.CheckpointError: the state is damaged or belongs to another training, or
-                the folder cannot be written.
+                the folder cannot be written, or has too little room.
         """
         remove_partials(self.folder)
-        if not self.state_file.exists():
-            progress = Progress()
-            self.save(parts, progress, must=True)  # now there is something to continue from
+        progress = self._read(parts) if self.state_file.exists() else Progress()
+        if not progress.ended:
+            # There is something to continue from, and that it can be written is known before hours.
+            self.save(parts, progress, must=True)
+        if progress == Progress():
             self._expect_room()
-            return progress
+        return progress
+
+    def _read(self, parts: Parts) -> Progress:
         state = checkpoints.load_state(self.state_file)
         try:
             checkpoints.compare_identity(
@@ -146,17 +150,12 @@ class Keeper:
             own = {"augment": parts.generator}
             checkpoints.restore_random_state(state["random"], own, self.phase.device)
             self.best = state["best"]
-            progress = Progress(**state["progress"])
+            return Progress(**state["progress"])
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoints.CheckpointError(
                 f"{self.state_file} is incomplete ({error!r}): delete it to start this phase "
                 "again, or set RESUME to 'never'."
             ) from None
-        if not progress.ended:
-            self.save(parts, progress, must=True)  # that it can be written is known before hours
-        if progress == Progress():
-            self._expect_room()
-        return progress
 
     def _expect_room(self) -> None:
         """Refuse a disk that the state will outgrow: by the optimizer's and the best weights."""
