@@ -441,8 +441,8 @@ def write_made_up_run(
 # ## Demo
 #
 # Three *made-up* runs: two seeds of one recipe and a better recipe. McNemar compares them on the
-# same pictures; on PublicTest that tells the better recipe from its first rival although their
-# intervals overlap.
+# same pictures, and tells the better recipe from its first rival although their intervals touch.
+# (With real runs ask on PrivateTest, where it is there: PublicTest contains the selection split.)
 
 # %% tags=["active-ipynb"]
 # import tempfile

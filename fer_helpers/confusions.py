@@ -73,9 +73,8 @@ def check_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> np.nda
 
 # %% [markdown]
 # ## Scores of a confusion matrix
-# Everything that depends only on *which* class was predicted follows from the confusion matrix.
-# Writing the formulas for a whole stack of matrices lets the bootstrap below score ten thousand
-# of them in a fraction of a second.
+# Writing the formulas for a whole stack of matrices lets the bootstrap of `evaluation` score ten
+# thousand of them in a fraction of a second.
 
 
 # %%

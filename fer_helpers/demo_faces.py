@@ -7,11 +7,11 @@
 # ---
 
 # %% [markdown]
-# # Drawn faces: a data set that may be shown
+# # Drawn faces: a dataset that may be shown
 #
 # Photographs of faces come with terms: they may not be redistributed, and a notebook that prints
 # them may not be published. So this project carries people who do not exist. They are drawn by a
-# thousand lines of geometry, they stand in exactly the folders of the two Kaggle data sets, and
+# thousand lines of geometry, they stand in exactly the folders of the two Kaggle datasets, and
 # whoever clones the repository can run the whole workflow on them within minutes.
 #
 # What makes a drawn face angry or afraid is not our taste. The *Facial Action Coding System* of
@@ -20,7 +20,7 @@
 # let the action units move brows, lids and lips.
 
 # %%
-"""Drawn faces with expressions, in the folder layouts of the two Kaggle data sets."""
+"""Drawn faces with expressions, in the folder layouts of the two Kaggle datasets."""
 
 import contextlib
 import io
@@ -204,7 +204,7 @@ def draw_face(
 
 
 # %% [markdown]
-# ## Two data sets in the folders of the originals
+# ## Two datasets in the folders of the originals
 #
 # Balanced AffectNet is RGB 75x75 with title-case folders, FER2013 grey 48x48 JPEG with lower-case
 # folders, with its official split hidden in the file names, and with few disgusted faces. Real
@@ -316,7 +316,7 @@ def _foreign(folder: Path) -> Iterator[str]:
 def write_demo_faces(
     folder: str | Path, *, seed: int = 0, per_class: int = 125, flaws: bool = True
 ) -> Path:
-    """Write both drawn data sets, or return at once if they are there already.
+    """Write both drawn datasets, or return at once if they are there already.
 
     Layout: `affectnet/{train,val}/<Anger ... Surprise>/*.png` (RGB, 75x75, balanced),
     `fer2013/train/<angry ... surprise>/Training_<number>.jpg` and
@@ -403,7 +403,7 @@ def write_demo_faces(
 # plt.show()
 
 # %% [markdown]
-# And what a data set of them looks like: other people, poses and lights, and expressions of every
+# And what a dataset of them looks like: other people, poses and lights, and expressions of every
 # strength. Some are hard to tell, and they are meant to be.
 
 # %% tags=["active-ipynb"]
@@ -413,11 +413,11 @@ def write_demo_faces(
 #         axis.imshow(draw_face(expression, seed=(seed, EXPRESSIONS.index(expression))))
 #         axis.set(xticks=[], yticks=[], frame_on=False)
 #     row[0].set_ylabel(expression, rotation=0, ha="right", va="center", fontsize=9)
-# figure.suptitle("Drawn faces as the data sets hold them", fontsize=10)
+# figure.suptitle("Drawn faces as the datasets hold them", fontsize=10)
 # plt.show()
 
 # %% [markdown]
-# Written to disk, they stand in the folders of the two Kaggle data sets.
+# Written to disk, they stand in the folders of the two Kaggle datasets.
 
 # %% tags=["active-ipynb"]
 # import tempfile

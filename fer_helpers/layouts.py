@@ -176,7 +176,9 @@ def find_dataset(
         raise DataError(f"{parameter} is empty: set it to the folder of the dataset")
     path = local_path(path)
     if os.path.isfile(path):
-        raise DataError(f"{parameter} is the file {path}: unzip it and give the folder")
+        table = os.fspath(path).lower().endswith(".csv")
+        advice = "training takes folders of pictures, one per class" if table else "unzip it"
+        raise DataError(f"{parameter} is the file {path}: {advice}; give the folder")
     tried = list(dict.fromkeys(_candidates(path)))
     for candidate in tried:
         with contextlib.suppress(OSError):  # one that may not be read, such as lost+found

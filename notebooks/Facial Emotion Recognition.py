@@ -16,7 +16,7 @@
 #
 # **How to use this notebook**
 #
-# - *Kaggle*: attach both datasets, choose GPU T4, press *Run all*.
+# - *Kaggle*: attach both datasets, choose GPU T4 ×2, press *Run all*.
 # - *Your own machine*:
 #   `papermill "Facial Emotion Recognition.ipynb" out.ipynb -f params/local.yaml`.
 # - *No data at hand*: just run it. It then draws its own faces and says so loudly.
@@ -233,8 +233,8 @@ print(f"Computing on {device} in {precision}. {run.sentence}")
 # ## Data
 #
 # - **AffectNet** (phase 1): eight classes, color. The Kaggle set is balanced by augmentation.
-# - **FER2013** (phase 2): seven classes, 48x48 grey. The file names tell the official split:
-#   choices are made on PublicTest and PrivateTest is scored once, where both are present.
+# - **FER2013** (phase 2): seven classes, 48x48 grey. The file names tell the official split: where
+#   both halves are there, choices are made on PublicTest, and PrivateTest is scored once.
 #
 # The sentences printed here say which rule was applied.
 
@@ -371,9 +371,9 @@ else:
 # %% [markdown]
 # ## Augmentation
 #
-# Training sees each face a little turned, moved, brighter or darker, and sometimes with a box
-# missing. All of it is one resampling of a whole batch, on the device. Phase 2 always works in
-# grey.
+# Training sees each face a little turned, moved or mirrored, brighter or darker, and sometimes with
+# a box missing. Turning, moving and mirroring are one resampling of the whole batch, on the device.
+# Phase 2 always works in grey.
 
 # %% tags=["nbval-check-output"]
 channels = config.input_channels
@@ -424,9 +424,9 @@ for name, splits in datasets.items():
         splits.train, splits.selection, config.recipe(name), **where,
         preprocess=transforms[name]["val"], augment=transforms[name]["train"],
     )  # fmt: skip
-faster = "a GPU, a smaller IMAGE_SIZE or WIDTH, or fewer epochs"
+length = f"about {minutes:.0f} minutes" if minutes >= 1 else "less than a minute"
 left = " What this run has done already is not done again." if run.resumed else ""
-print(f"Training takes about {minutes:.0f} minutes here; faster: {faster}.{left}")
+print(f"Training takes {length} here; faster: a GPU, a smaller IMAGE_SIZE, fewer epochs.{left}")
 
 # %%
 machine = {
@@ -485,7 +485,8 @@ def keep_predictions(scores, temperature):
             probabilities=evaluation.softmax(score.logits, temperature), dataset=test.dataset,
             split=test.split, leak_free=test.leak_free,
         )  # fmt: skip
-    print(f"{sum(len(score.test) for score in scores):,} rows in {path.name} (every set its own).")
+    rows = sum(len(score.test) for score in scores)
+    print(f"{rows:,} rows written to {path.name}; a pooled set repeats its halves.")
 
 
 # %%
@@ -502,9 +503,10 @@ if affectnet:
 # %% [markdown]
 # ## Phase 2: FER2013, 7 classes
 #
-# The head is exchanged *by class name*: Contempt has no partner in FER2013 and is dropped.
-# Backbone, attention and head then learn at rates of their own (`FER_LR_...`). With
-# `FERPLUS_WEIGHT`, a second head learns people's votes, and stays behind when training has ended.
+# The head is replaced by a new one for seven classes. With `CARRY_HEAD` it keeps what it knows of
+# the seven shared emotions, matched by name; Contempt, which FER2013 lacks, is dropped. Backbone,
+# attention and head then learn at rates of their own (`FER_LR_...`). With `FERPLUS_WEIGHT`, a
+# second head learns people's votes, and stays behind when training has ended.
 
 
 # %%
@@ -546,8 +548,10 @@ if "fer2013" in phases and phase2.history:
 # - The interval says how far the accuracy would move with other images of the same kind.
 # - *Top-2*: the right answer is among the two likeliest. *Balanced accuracy* and *macro-F1* are
 #   means over classes, so that rare ones count as much; *kappa* is the accuracy beyond chance.
-# - *NLL*, *Brier* and *ECE* say how far its probabilities are off: lower is better. The temperature
-#   that corrects them was fitted on other images, so that it may also hurt a little.
+# - *NLL* (negative log-likelihood), *Brier* (squared error of the probabilities) and *ECE* (expected
+#   calibration error: the mean gap between confidence and accuracy) say how far its probabilities
+#   are off: lower is better. Before them the network's raw scores, its *logits*, are divided by one
+#   number, the *temperature*. It was fitted on other images, so that it may also hurt a little.
 
 # %%
 final = list(phases)[-1]
@@ -572,10 +576,10 @@ print()
 print(evaluation.report_text(confusion, class_names))
 
 # %% [markdown]
-# The same network at two operating points. The second takes a part (tau) of the class shares off
-# the logits, as much as gives the best macro-F1 on the selection set: it usually finds more of the
-# rare classes and is right a little less often. Tau 0 means that nothing was to be gained, as after
-# training with class weights or a balanced sampler. The headline stays the first.
+# The same network at two operating points. The second takes a part (tau) of the logarithm of each
+# class's share off the logits, as much as gives the best macro-F1 on the selection set: it usually
+# finds more of the rare classes and is right a little less often. Tau 0 means that nothing was to
+# be gained: both are the same then. The headline stays the first.
 
 # %%
 results = first if final == "affectnet" else [e for s in scores for e in s.entries] + first
@@ -602,14 +606,16 @@ show(plots.plot_class_scores(numbers["per_class"], note=about), "class-scores")
 
 # %% [markdown]
 # Is that more than chance, and which confusions stand out? The chi-square test answers the first
-# question, and nearly every network passes it; the lists below it answer the second.
+# question, and nearly every network passes it; the lists below it answer the second. As in the
+# original, *high* confusions take more than 15 % of a class, and *weak* classes are right less than
+# half the time.
 
 # %%
 print(evaluation.chi_square_text(evaluation.chi_square(confusion, class_names)))
 
 # %% [markdown]
 # Does it fail on blurred or on small faces? A picture tells its sharpness and its size itself, so
-# thirds of the test set are scored apart.
+# thirds of the test set are scored apart. (All of FER2013 is of one size.)
 
 # %%
 probabilities = evaluation.softmax(headline.logits, temperature)
@@ -687,7 +693,7 @@ play(cell_of, "cell", truth=list(class_names), answer=list(class_names))
 
 
 # %% [markdown]
-# From guessing to certainty: the faces answered with about one confidence. Of those answered with
+# From guessing to certainty: faces that were answered with about the same confidence. Of those answered with
 # 50 %, about half should be right.
 
 
@@ -902,8 +908,8 @@ display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no 
 # %% [markdown]
 # ## Single-image prediction
 #
-# One picture in, one answer out, through exactly the pixels that training saw: the saved file knows
-# them, and what it learned from. Below: a random test face, and, where the parameters name one, a
+# One picture in, one answer out. The picture is prepared exactly as in training: the saved file
+# knows how, and what it learned from. Below: a random test face, and, where the parameters name one, a
 # photo of your own and one from Google Drive, with a figure of all their faces. Where somebody
 # watches, an upload button takes more photos.
 
