@@ -548,10 +548,11 @@ if "fer2013" in phases and phase2.history:
 # - The interval says how far the accuracy would move with other images of the same kind.
 # - *Top-2*: the right answer is among the two likeliest. *Balanced accuracy* and *macro-F1* are
 #   means over classes, so that rare ones count as much; *kappa* is the accuracy beyond chance.
-# - *NLL* (negative log-likelihood), *Brier* (squared error of the probabilities) and *ECE* (expected
-#   calibration error: the mean gap between confidence and accuracy) say how far its probabilities
-#   are off: lower is better. Before them the network's raw scores, its *logits*, are divided by one
-#   number, the *temperature*. It was fitted on other images, so that it may also hurt a little.
+# - *NLL* (negative log-likelihood), *Brier* (squared error of the probabilities) and *ECE*
+#   (expected calibration error: the mean gap between confidence and accuracy) say how far its
+#   probabilities are off: lower is better. Before, the network's raw scores, its *logits*, are
+#   divided by one number, the *temperature*. It was fitted on other images, so that it may also
+#   hurt a little.
 
 # %%
 final = list(phases)[-1]
@@ -693,8 +694,8 @@ play(cell_of, "cell", truth=list(class_names), answer=list(class_names))
 
 
 # %% [markdown]
-# From guessing to certainty: faces that were answered with about the same confidence. Of those answered with
-# 50 %, about half should be right.
+# From guessing to certainty: faces that were answered with about the same confidence. Of those
+# answered with 50 %, about half should be right.
 
 
 # %%
@@ -909,9 +910,9 @@ display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no 
 # ## Single-image prediction
 #
 # One picture in, one answer out. The picture is prepared exactly as in training: the saved file
-# knows how, and what it learned from. Below: a random test face, and, where the parameters name one, a
-# photo of your own and one from Google Drive, with a figure of all their faces. Where somebody
-# watches, an upload button takes more photos.
+# knows how, and what it learned from. Below: a random test face, and, where the parameters name
+# one, a photo of your own and one from Google Drive, with a figure of all their faces. Where
+# somebody watches, an upload button takes more photos.
 
 # %%
 position = int(chance.integers(len(test)))
