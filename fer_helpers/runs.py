@@ -80,8 +80,12 @@ def explained(doing: str, where: Path) -> Iterator[None]:
         # Copying a folder collects its errors into one that has their texts, but no number.
         if error.errno in {errno.ENOSPC, errno.EDQUOT} or os.strerror(errno.ENOSPC) in str(error):
             advice = "the disk is full: free some space or set OUTPUT_DIR to another disk"
-        elif os.name == "nt" and isinstance(error, PermissionError) and where.is_file():
-            advice = "close the program that has it open, or make it writable, and start again"
+        elif os.name == "nt" and isinstance(error, PermissionError):
+            # Windows says the same of a folder in which a program holds a file.
+            advice = (
+                "close the program that has it, or a file in it, open and start again, or set "
+                "OUTPUT_DIR to a folder that can be written"
+            )
         else:
             advice = "set OUTPUT_DIR to a folder that can be written"
         raise RunError(f"Cannot {doing} {where} ({error.strerror or error}); {advice}.") from error
@@ -146,10 +150,13 @@ def _probe(folder: Path) -> None:
 #
 # Whether a folder may be continued is decided by its *fingerprint*: the parameters that change the
 # result. Paths, time budgets and the device are not part of it, so a run may move to another
-# machine and go on there, in the precision it was begun in; that the data are the same is looked at
-# when training continues. On
-# Kaggle an unfinished run of the same fingerprint among the attached inputs, the output of an
-# earlier session, is copied and continued.
+# machine and go on there, in the precision it was begun in; that the data and the weights it
+# started from are the same is looked at when training continues. Random weights are the same on
+# processors of one kind only: a run without pretrained weights does not move between x86 and ARM (a
+# Mac with Apple silicon, say).
+#
+# On Kaggle an unfinished run of the same fingerprint among the attached inputs, the output of an
+# earlier session, is copied and continued, unless the run that stands here has already trained.
 
 
 # %%
@@ -260,12 +267,13 @@ def open_run(
 ) -> Run:
     """Decide which folder this run writes to, and make sure, before any training, that it can.
 
-    With `resume="auto"` a named folder of the same fingerprint is continued (one of another in
-    which nothing was trained yet is begun again), and without a name the
+    With `resume="auto"` a named folder of the same fingerprint is continued, and without a name the
     newest unfinished one is; where there is none, a copy of the newest unfinished one among
-    Kaggle's attached inputs is. With `resume="never"` an existing named folder is moved aside to
-    `name-1`, `name-2` ... With a path as `resume` that folder is continued; if it cannot be written
-    it is copied to `output_dir` first. No run is overwritten or deleted.
+    Kaggle's attached inputs is. A folder in which nothing was trained yet gives way to an attached
+    run in which something was, and is begun again with other parameters. With `resume="never"` an
+    existing named folder is moved aside to `name-1`, `name-2` ... With a path as `resume` that
+    folder is continued; if it cannot be written it is copied to `output_dir` first. No run is
+    overwritten or deleted.
 
     Args:
         output_dir: The folder of all runs; made if it does not exist.
@@ -293,17 +301,20 @@ def open_run(
     named = output / run_name
     resume = str(resume)
     if resume not in {"auto", "never"}:
-        run = _continue(local_path(resume), output, run_name, wanted, origin)
+        folder = local_path(resume)
+        if not (folder / STATE).exists():
+            raise RunError(
+                f"{folder} holds no {STATE}: RESUME wants the run's own folder, the one that "
+                "holds it, such as runs/kaggle in an attached output, or 'auto' or 'never'."
+            )
+        run = _continue(folder, output, run_name, wanted, origin)
     elif not run_name or not named.exists() or _holds_no_run(named):
         run = _begin(output, run_name, wanted, origin, look=resume == "auto")
     elif resume == "never":
-        _expect_nobody(named)
-        aside = _free_name(output, run_name)
-        with explained("move aside", named):
-            rename(named, aside)
+        aside = _move_aside(named)
         run = _start(named, wanted, origin, f"A new run; the earlier one now stands in {aside}.")
-    elif _never_trained(named, wanted):
-        run = _start(named, wanted, origin, "A new run; the one that stood here never trained.")
+    elif _may_give_way(named, wanted):
+        run = _begin(output, run_name, wanted, origin, look=True)
     else:
         run = _continue(named, output, run_name, wanted, origin)
 
@@ -329,11 +340,25 @@ def _expect_nobody(folder: Path) -> None:
         raise RunError(IN_USE.format(folder))
 
 
-def _never_trained(folder: Path, fingerprint: dict) -> bool:
-    """Whether a run of other parameters broke off so early that nothing of it can be lost."""
-    before = _read_state(folder)["fingerprint"]
-    trained = any(folder.glob("*/last.pt")) or (folder / "metrics.json").exists()
-    return before != fingerprint and before["origin"] == fingerprint["origin"] and not trained
+def _move_aside(folder: Path) -> Path:
+    """Give a run another name, and return it."""
+    _expect_nobody(folder)
+    aside = _free_name(folder.parent, folder.name)
+    with explained("move aside", folder):
+        rename(folder, aside)
+    return aside
+
+
+def _trained(folder: Path) -> bool:
+    """Whether a run came far enough that there is something to continue from, or to lose."""
+    return any(folder.glob("*/last.pt")) or (folder / "metrics.json").exists()
+
+
+def _may_give_way(folder: Path, fingerprint: dict) -> bool:
+    """Whether a run broke off so early that one with other parameters, or attached, may be it."""
+    state = _read_state(folder)
+    same_faces = state["fingerprint"]["origin"] == fingerprint["origin"]
+    return same_faces and not state["finished"] and not _trained(folder) and not in_use(folder)
 
 
 def _now() -> str:
@@ -347,22 +372,31 @@ def _time_named(output: Path) -> Path:
 
 
 def _begin(output: Path, run_name: str, fingerprint: dict, origin: str, *, look: bool) -> Run:
-    """Start a new run, unless we may `look` for an unfinished one and it fits: here or attached."""
-    sentence = "A new run."
-    if look and not run_name:
-        # A hidden folder is a copy that was broken off.
-        for folder, state in _unfinished(output.glob(f"[!.]*/{STATE}")):
-            if state["fingerprint"] == fingerprint and not in_use(folder):
-                return _continue(folder, output, "", fingerprint, origin)
-    attached = _unfinished(attached_files(re.escape(STATE))) if look else []
-    for folder, state in attached:
-        if state["fingerprint"] == fingerprint:
-            return _continue(folder, output, run_name, fingerprint, origin, copied=True)
-    if attached:
-        folder, state = attached[0]
-        differences = "; ".join(fingerprint_differences(state["fingerprint"], fingerprint))
-        sentence = f"A new run: {folder} is unfinished, but has other parameters ({differences})."
+    """Start a new run, unless we may `look` for an unfinished one and it fits: here or attached.
+
+    A run that has trained comes before one that broke off earlier: whoever started without the
+    output of the last session, and then attached it, wants to go on with that.
+    """
     folder = output / run_name if run_name else _time_named(output)
+    there = (folder / STATE).exists()  # and it may give way
+    here, attached = [], []
+    if look:
+        # A hidden folder is a copy that was broken off.
+        states = [folder / STATE] if run_name else output.glob(f"[!.]*/{STATE}")
+        here = [run for run in _unfinished(states) if not in_use(run[0])]
+        attached = _unfinished(attached_files(re.escape(STATE)))
+    fitting = [run for run, state in here + attached if state["fingerprint"] == fingerprint]
+    if fitting:
+        run = max(fitting, key=_trained)  # of equals the first: here before attached, newest first
+        copied = run not in [mine for mine, _ in here]
+        if copied and there:
+            _move_aside(folder)
+        return _continue(run, output, run_name, fingerprint, origin, copied=copied)
+    sentence = "A new run; the one that stood here never trained." if there else "A new run."
+    if attached:
+        other, state = attached[0]
+        differences = "; ".join(fingerprint_differences(state["fingerprint"], fingerprint))
+        sentence = f"A new run: {other} is unfinished, but has other parameters ({differences})."
     return _start(folder, fingerprint, origin, sentence)
 
 
@@ -408,10 +442,6 @@ def _continue(
     *,
     copied: bool = False,
 ) -> Run:
-    if not folder.is_dir():
-        raise RunError(
-            f"RESUME names no folder: {folder}; give an existing run folder, 'auto' or 'never'."
-        )
     state = _read_state(folder)
     differences = fingerprint_differences(state["fingerprint"], fingerprint)
     if differences:

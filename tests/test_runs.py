@@ -196,8 +196,9 @@ def test_a_path_is_continued_where_it_stands(tmp_path):
     assert again.folder == first.folder
     with pytest.raises(RunError, match="seed"):
         opened(tmp_path / "runs", "", {"seed": 2}, resume=first.folder)
-    with pytest.raises(RunError, match="'auto' or 'never'"):
-        opened(tmp_path, resume="Auto")
+    for wrong in ("Auto", first.folder.parent):
+        with pytest.raises(RunError, match=r"wants the run's own folder.*runs/kaggle.* or 'never'"):
+            opened(tmp_path, resume=wrong)
 
 
 def test_a_read_only_folder_is_copied_first_and_the_copy_found_again(tmp_path, monkeypatch):
@@ -251,6 +252,21 @@ def test_an_attached_unfinished_run_is_copied_and_continued(tmp_path, inputs, mo
     again.path("affectnet/last.pt").write_text("more")
     assert opened(tmp_path / "runs", name).path("affectnet/last.pt").read_text() == "more"
     assert listing(tmp_path / "runs") == ["a"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"lr": 1.0}], ids=["alike", "other parameters"])
+@pytest.mark.parametrize("name", ["a", ""])
+def test_a_run_that_broke_off_before_training_hides_no_attached_one(
+    tmp_path, inputs, name, changes
+):
+    early = opened(tmp_path / "runs", name, {**FINGERPRINT, **changes})
+    first = opened(inputs / "faces" / "runs")
+    opened(inputs / "later" / "runs")  # newer, but it broke off before training, too
+    first.path("affectnet/last.pt").write_text("weights")
+    again = opened(tmp_path / "runs", name)
+    assert again.sentence == f"Continues {first.folder}, copied to {tmp_path / 'runs' / 'a'}."
+    assert opened(tmp_path / "runs", name).folder == again.folder  # and what is here goes on
+    assert len(listing(tmp_path / "runs")) == 2 and early.path("run.json").exists()
 
 
 def test_of_the_attached_runs_the_newest_that_fits_is_continued(tmp_path, inputs):
@@ -343,5 +359,7 @@ def test_a_file_that_another_program_holds_is_no_bad_folder(tmp_path, monkeypatc
     monkeypatch.setattr(runs, "os", SimpleNamespace(name="nt", strerror=os.strerror))
     with pytest.raises(RunError, match="close the program that"), runs.explained("write", path):
         raise PermissionError(errno.EACCES, "Permission denied")
+    with pytest.raises(RunError, match="or a file in it"), runs.explained("move aside", tmp_path):
+        raise PermissionError(errno.EACCES, "Access is denied")
     with pytest.raises(RunError, match="disk is full"), runs.explained("copy to", tmp_path):
         raise runs.shutil.Error([("a", "b", f"[Errno 28] {os.strerror(errno.ENOSPC)}")])
