@@ -160,8 +160,12 @@ class Keeper:
     def _expect_room(self) -> None:
         """Refuse a disk that the state will outgrow: by the optimizer's and the best weights."""
         total, _, free = shutil.disk_usage(self.folder)
-        # Some network disks know neither.
-        if total and free < (needed := 4 * self.state_file.stat().st_size):
+        size, weights = (path.stat().st_size for path in (self.state_file, self.folder / BEST))
+        # The weights and an average of them are there, as is SGD's momentum; the best weights come
+        # after an epoch, Adam's two moments with the first step. Then old and new exist at once.
+        grown = size + weights * (1 if self.phase.recipe.optimizer == "sgd" else 3)
+        needed = 2 * grown - size
+        if total and free < needed:  # some network disks know neither
             raise checkpoints.CheckpointError(
                 f"{self.folder} has room for {free / 1e6:,.0f} MB, its checkpoints will need about "
                 f"{needed / 1e6:,.0f}: free some space or set OUTPUT_DIR to another disk."

@@ -725,6 +725,22 @@ def test_a_disk_that_will_be_too_small_is_known_before_training(tmp_path, monkey
     train(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["plain", "adam", "cosine"])  # SGD, Adam, and with an average
+def test_the_room_asked_for_is_what_the_state_will_take(tmp_path, monkeypatch, name):
+    def train_with(free, folder):
+        monkeypatch.setattr(resuming.shutil, "disk_usage", lambda _: (10**9, 10**9 - free, free))
+        train(tmp_path / folder, epochs=1, **OPTIONS[name])
+        return (tmp_path / folder / "last.pt").stat().st_size
+
+    grown = train_with(10**9, "all")
+    with pytest.raises(CheckpointError, match="has room"):
+        train_with(1, "none")
+    needed = 2 * grown - (tmp_path / "none" / "last.pt").stat().st_size  # old and new, once
+    with pytest.raises(CheckpointError, match="has room"):
+        train_with(int(0.97 * needed), "too little")
+    train_with(int(1.03 * needed), "enough")
+
+
 def test_a_state_that_cannot_be_written_again_is_known_before_training(tmp_path, monkeypatch):
     disk = full_disk(monkeypatch)
     train(tmp_path, deadline=0.0)
