@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fer_helpers.files import replace_file
+from fer_helpers.inference import out_of_memory
 from fer_helpers.layouts import local_path
 from fer_helpers.models import EmotionNet, build_model
 from fer_helpers.preprocess import Preprocess
@@ -293,12 +294,12 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read now ({error}): close what holds it, make it readable for you, "
-            "or free memory; do not delete it, it holds the training."
-        ) from error
     except Exception as error:  # unpickling damaged bytes can raise nearly anything
+        if isinstance(error, OSError | MemoryError) or out_of_memory(error):
+            raise CheckpointError(
+                f"{path} cannot be read now ({error}): close what holds it, make it readable for "
+                "you, or free memory; do not delete it, it holds the training."
+            ) from error
         raise CheckpointError(
             f"{path} is damaged or holds more than plain values ({type(error).__name__}): "
             "delete it to start this phase again, or set RESUME to 'never'."

@@ -218,13 +218,13 @@ def _over_batches(
     return torch.cat(parts).numpy() if parts else np.zeros((0, 0), np.float32)
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on whichever way a device says so.
 
     cuDNN finds no engine and cuBLAS allocates nothing where their workspace does not fit (pytorch
-    issue 108645), and an Apple GPU has no exception of its own.
+    issue 108645), and an Apple GPU and a processor have no exception of their own.
     """
-    said = ("out of memory", "unable to find an engine", "ALLOC_FAILED")
+    said = ("out of memory", "unable to find an engine", "ALLOC_FAILED", "DefaultCPUAllocator")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in said)
 
 

@@ -219,9 +219,10 @@ def step_that_fits(
                 raise
             size //= 2
     advice = f"BATCH_SIZE {size} fits" if size >= 2 else "not even BATCH_SIZE 2 fits"
+    memory = "memory" if phase.device.type == "cpu" else "the GPU's memory"
     raise TrainingError(
         f"BATCH_SIZE {phase.recipe.batch_size} at IMAGE_SIZE {phase.preprocess.size} does not fit "
-        f"into the GPU's memory ({said}): {advice}; a smaller IMAGE_SIZE or WIDTH takes less."
+        f"into {memory} ({said}): {advice}; a smaller IMAGE_SIZE or WIDTH takes less."
     )
 
 

@@ -24,7 +24,15 @@ from fer_helpers.checkpoints import (
 )
 from fer_helpers.files import remove_partials, replace_file
 from fer_helpers.inference import predict_logits
-from tests.tiny import NAMES, PREPROCESS, net, same_weights, selection_faces, train
+from tests.tiny import (
+    NAMES,
+    NO_MEMORY_HERE,
+    PREPROCESS,
+    net,
+    same_weights,
+    selection_faces,
+    train,
+)
 
 
 class Bomb:
@@ -104,7 +112,9 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".hidden", "last.pt"]
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "in use"), MemoryError("no memory")])
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "in use"), MemoryError("no memory"), NO_MEMORY_HERE]
+)
 def test_a_state_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
     save_state(tmp_path / "last.pt", {"x": 1})
 

@@ -663,7 +663,7 @@ def test_out_of_memory_names_the_largest_half_that_fits(tmp_path, monkeypatch, e
     for fits, words in ((5, "BATCH_SIZE 4 fits"), (3, "BATCH_SIZE 2 fits"), (1, "not even BATCH_")):
         with pytest.raises(TrainingError) as caught:
             train(tmp_path / str(fits))
-        assert "BATCH_SIZE 8 at IMAGE_SIZE 16 does not fit" in str(caught.value)
+        assert "BATCH_SIZE 8 at IMAGE_SIZE 16 does not fit into memory (" in str(caught.value)
         assert words in str(caught.value)
         given = {"preprocess": PREPROCESS, "augment": AUGMENT}
         with pytest.raises(TrainingError, match=words):

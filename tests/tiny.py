@@ -17,11 +17,16 @@ from fer_helpers.training import train_phase
 
 NAMES = ("Happy", "Sad", "Surprise")
 PREPROCESS = Preprocess(size=16, channels=1)
-# As CUDA, cuDNN and an Apple GPU say it.
+NO_MEMORY_HERE = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 8000000 bytes. Error code 12 (Cannot allocate memory)"
+)
+# As CUDA, cuDNN, an Apple GPU and a processor say it.
 NO_MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    NO_MEMORY_HERE,
 )
 AUGMENT = Augment(flip=0.5, rotation=10, brightness=0.2, erase=0.2)
 
