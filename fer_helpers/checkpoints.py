@@ -133,10 +133,14 @@ def _in_folder(folder: Path) -> Path:
     there = [file for file in inside if file.exists()]
     learned = [file for file in there if _epochs(file) != 0]
     chosen = next(iter(learned or there), inside[0])
-    second = folder / "fer2013" / "best.safetensors"
-    # A run that stopped in phase 1 left its model there; continued, it has learned other classes.
-    if second in learned and _about(second, "class_names") != _about(chosen, "class_names"):
-        return second
+    phase = next((file for file in learned if file.parent != folder), None)
+    # A run that was stopped has left its model there; continued, it has learned more, or other
+    # classes. Whoever saves a model need not say of which epoch it is.
+    if phase is not None and (
+        _about(phase, "class_names") != _about(chosen, "class_names")
+        or _epochs(chosen) not in (None, _epochs(phase))
+    ):
+        return phase
     return chosen
 
 

@@ -196,6 +196,18 @@ def test_a_run_continued_in_phase_2_no_longer_answers_with_phase_1(tmp_path):
     assert load_model(run).class_names == load_model(runs=tmp_path).class_names == names
 
 
+@pytest.mark.parametrize("phase", ["affectnet", "fer2013"])
+def test_a_run_continued_in_a_phase_no_longer_answers_as_it_did_when_it_was_stopped(
+    tmp_path, phase
+):
+    (tmp_path / phase).mkdir()
+    best = {"path": tmp_path / phase / "best.safetensors", "model": net(), "class_names": NAMES}
+    for stopped, epochs, answers in ((2, 2, "model"), (2, 5, "best"), (None, 5, "model")):
+        saved(tmp_path, extra={"best_epoch": stopped} if stopped else {})
+        save_model(**best, preprocess=PREPROCESS, extra={"epoch": epochs})
+        assert load_model(tmp_path).path.stem == answers
+
+
 def test_a_run_on_drawn_faces_answers_only_where_nothing_else_can(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path / "weights")
     for folder, origin, time in (("demo", "drawn", 300), ("old", "real", 100)):
