@@ -360,6 +360,8 @@ def train_phase(
         checkpoints.CheckpointError: the state in `folder` belongs to another training, or nothing
             can be written there.
         files.FolderInUseError: another process trains in `folder`.
+        KeyboardInterrupt: somebody asked to stop when the phase was about to end; it is kept, and
+            called again this returns it.
     """
     device = torch.device(device)
     if compile and (missing := missing_for_compile(device)):
@@ -400,6 +402,10 @@ def train_phase(
                 keeper.save(parts, progress, must=progress.ended or bool(stopped))
             if on_epoch is not None:  # what is shown comes after what is kept
                 on_epoch(progress.history)
+        if progress.ended and asked_to_stop():
+            # The phase is whole, so there is nothing to say of it; but what follows may take hours.
+            log(f"{name} has ended and is kept: RESUME 'auto' goes on after it.")
+            raise KeyboardInterrupt
     if stopped:
         log(f"Stopped ({stopped}) in epoch {progress.epoch + 1}: "
             "run all from the start, and RESUME 'auto' continues here.")  # fmt: skip

@@ -501,6 +501,28 @@ def test_an_interrupt_within_an_epoch_keeps_the_steps_done(tmp_path, monkeypatch
     assert same_weights(train(tmp_path / "2")[0], train(tmp_path / "1")[0])
 
 
+@pytest.mark.parametrize("moment", ["train_step", "predict_logits"])
+def test_an_interrupt_at_the_end_of_a_phase_is_heard_and_loses_nothing(
+    tmp_path, monkeypatch, moment
+):
+    unbroken, _ = train(tmp_path / "1")
+    real, calls, lines = getattr(training, moment), [], []
+
+    def interrupted(*arguments, **more):
+        calls.append(1)
+        if len(calls) == (6 if moment == "train_step" else 2):  # the last one
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(training, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "2", lines=lines)
+    assert lines[-1] == "Tiny has ended and is kept: RESUME 'auto' goes on after it."
+    monkeypatch.setattr(training, "train_step", lambda *_: pytest.fail("trained again"))
+    model, result = train(tmp_path / "2")
+    assert same_weights(model, unbroken) and not result.stopped
+
+
 def test_a_second_interrupt_stops_at_once_and_the_handler_is_put_back():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), stop_request() as asked:
