@@ -75,6 +75,10 @@ def _demo(config: Config, defaults: Config) -> tuple[Config, str]:
         for name in Config.model_fields
         if getattr(config, name) == getattr(defaults, name) != getattr(demo, name)
     }
+    if config.backbone != defaults.backbone:  # the demo's are a small ResNet's
+        new = {name: value for name, value in new.items() if name not in ("stem", "width")}
+    if config.start_size > new.get("image_size", config.image_size):
+        new["start_size"] = 0
     lines = [f"{name.upper()}: {getattr(config, name)!r} -> {new[name]!r}" for name in sorted(new)]
     headline = "NO DATASET FOUND: this run is on DRAWN faces and says nothing about people"
     return config.changed(**new), _banner(headline, *lines)

@@ -203,8 +203,8 @@ from fer_helpers.watching import events_folder, watch_epochs
 
 # %% tags=["nbval-check-output"]
 config, banner = settle_data(Config.from_notebook(globals()))
-check_architecture(**config.model_kwargs())
 print(banner or "Real faces.")
+check_architecture(**config.model_kwargs())
 
 # %% [markdown]
 # Where to compute, how precisely, and where the results go. One run has one folder: parameters,
