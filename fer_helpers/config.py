@@ -300,15 +300,18 @@ class Config(BaseModel):
     def from_notebook(cls, names: Mapping[str, Any]) -> Config:
         """Collect the parameters out of a notebook's `globals()`.
 
-        Every upper-case scalar counts as meant for us, so a misspelled parameter that papermill
-        injects is refused instead of ignored. So is a parameter that is no scalar.
+        Every upper-case scalar counts as meant for us, and so does one in lower case that is called
+        like a parameter: what papermill injects under a misspelled name is refused instead of
+        ignored. So is a parameter that is no scalar.
         """
-        meant = {
-            name: value
-            for name, value in names.items()
-            if re.fullmatch(r"[A-Z][A-Z0-9_]+", name)
-            and (isinstance(value, str | int | float | None) or name.lower() in cls.model_fields)
-        }
+
+        def is_meant(name: str, value: Any) -> bool:
+            if isinstance(value, str | int | float | None):
+                known = name.lower() in cls.model_fields
+                return known or bool(re.fullmatch(r"[A-Z][A-Z0-9_]+", name))
+            return name.isupper() and name.lower() in cls.model_fields
+
+        meant = {name: value for name, value in names.items() if is_meant(name, value)}
         return cls.from_values(meant, "The parameters cell")
 
     @classmethod

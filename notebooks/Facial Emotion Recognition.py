@@ -214,20 +214,19 @@ check_architecture(**config.model_kwargs())
 # %%
 def fingerprint(config):
     """What decides about the model: a run is continued and trained only where this is the same."""
-    return config.fingerprint() | {"PRECISION": precision}
+    return config.fingerprint() | {"PRECISION": where["precision"]}
 
 
 # %% tags=["nbval-ignore-output"]
 device = inference.pick_device(config.device)
-precision = inference.pick_precision(config.precision, device)
-where = {"device": device, "precision": precision}
+where = {"device": device, "precision": inference.pick_precision(config.precision, device)}
 run = runs.open_run(
     config.output_dir, config.run_name, config.to_dict(), fingerprint(config), config.resume,
     origin="drawn" if config.drawn else "real",
 )  # fmt: skip
 started = time.monotonic()
 deadline = started + 60 * config.time_budget_minutes if config.time_budget_minutes else None
-print(f"Computing on {device} in {precision}. {run.sentence}")
+print(f"Computing on {device} in {where['precision']}. {run.sentence}")
 
 # %% [markdown]
 # ## Data
@@ -898,7 +897,7 @@ for other in others:
     stamp = records.stamp(
         other.split, len(other), 1, config.seed, describe_selection(splits.selection),
         other.content_hash, other.origin, dataset=other.dataset, device=device.type,
-        precision=precision, note=early,
+        precision=where["precision"], note=early,
     )  # fmt: skip
     row = cross_dataset(other, logits, class_names, used, stamp, temperature=temperature,
                         bootstrap=config.bootstrap)  # fmt: skip

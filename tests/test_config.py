@@ -147,8 +147,21 @@ def test_from_notebook_takes_the_cell_and_nothing_else():
     assert Config.from_notebook({**names, **around}) == Config()
 
 
+def test_the_notebook_has_no_scalar_that_is_called_like_a_parameter():
+    """Else its cell of settings could not be run a second time."""
+    cells = SCRIPT.read_text(encoding="utf-8")
+    assigned = {
+        name.id
+        for name in ast.walk(ast.parse(cells))
+        if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store) and not name.id.isupper()
+    }
+    others = {"device", "phases", "photo"}  # a torch.device, a dictionary, a picture
+    assert {name for name in assigned if name.lower() in Config.model_fields} == others
+
+
 @pytest.mark.parametrize("name, value", [("BATCHSIZE", 8), ("AFFECTNET_DIR", Path("x")),
-                                         ("BATCH_SIZE", [8]), ("SEED", None)])  # fmt: skip
+                                         ("BATCH_SIZE", [8]), ("SEED", None),
+                                         ("fer_epochs", 20), ("Photo", "me.jpg")])  # fmt: skip
 def test_from_notebook_refuses_what_papermill_would_let_pass(name, value):
     with pytest.raises(ConfigError, match=rf"The parameters cell has 1 .*\n  - {name} "):
         Config.from_notebook({name: value})
