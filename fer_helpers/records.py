@@ -10,9 +10,9 @@
 # # What a run writes
 #
 # A score needs a stamp to be understood in a year: which split, how many pictures, what the epoch
-# was chosen on, which files by their content, which code. Everything is sorted and no score stands
-# beside a clock, so that two equal runs leave an equal `metrics.json`, and so does a run that was
-# killed and continued.
+# was chosen on, which files by their content, which code. In `metrics.json` everything is sorted
+# and no score stands beside a clock, so that two equal runs leave an equal one, and so does a run
+# that was killed and continued.
 
 # %%
 """The files of a run: stamped metrics, history, predictions, figures and the executed notebook."""
