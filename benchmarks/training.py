@@ -38,8 +38,9 @@ from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.feeding import Feed
 from fer_helpers.inference import pick_device, pick_precision, repeatable
 from fer_helpers.models import build_model
+from fer_helpers.phases import Phase, make_parts
 from fer_helpers.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from fer_helpers.recipes import Phase, make_loss, make_parts
+from fer_helpers.recipes import make_loss
 from fer_helpers.resuming import Keeper, Progress
 from fer_helpers.watching import epoch_bar
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fer_helpers.augment import mix
 from fer_helpers.config import Recipe
-from fer_helpers.recipes import Parts, Phase
+from fer_helpers.phases import Parts, Phase
 
 
 class Feed:

@@ -405,56 +405,7 @@ def swap_head(
 
 
 # %% [markdown]
-# ## What the optimizer needs to know
-
-
-# %%
-def parameter_groups(
-    model: nn.Module,
-    *,
-    backbone_lr: float,
-    attention_lr: float,
-    head_lr: float,
-    weight_decay: float,
-    decay_norms: bool = True,
-) -> list[dict]:
-    """Groups for a torch optimizer, each with name (backbone, attention, head), lr, weight_decay.
-
-    Every trainable parameter stands in exactly one group; empty groups are left out.
-
-    Args:
-        model: the net, or any module whose parts are called backbone, norm, attention, head.
-        backbone_lr: learning rate of the backbone (and of the norm that belongs to it).
-        attention_lr: learning rate of the attention.
-        head_lr: learning rate of the head.
-        weight_decay: decay of the weights of convolutions and linear layers.
-        decay_norms: decay biases, norms, position embeddings and layer scales as well, as the
-            original does; otherwise they come in groups of their own, same name, decay 0.
-    """
-    rates = {"backbone": backbone_lr, "attention": attention_lr, "head": head_lr}
-    groups = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        part = name.split(".")[0].replace("norm", "backbone")
-        spared = not decay_norms and (parameter.ndim < 2 or _not_a_weight(name))
-        group = groups.setdefault(
-            (part, spared),
-            {
-                "params": [],
-                "name": part,
-                "lr": rates[part],
-                "weight_decay": 0.0 if spared else weight_decay,
-            },
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
-
-
-def _not_a_weight(name: str) -> bool:
-    return name.endswith(
-        ("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale")
-    )
+# ## A net in one line
 
 
 # %%

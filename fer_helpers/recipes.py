@@ -10,23 +10,16 @@
 # # Recipes: what a phase is made of
 #
 # A phase is data, a model and a recipe. This module turns a recipe, which is only numbers and
-# words, into the things that do the work: an optimizer, a schedule for its learning rate, a loss,
-# and perhaps a running average of the weights. torch has all of these; nothing is reinvented here,
-# only chosen. The loop that uses them is in `training`.
+# words, into the things that do the work: an optimizer, a schedule for its learning rate, a loss.
+# torch has all of these; nothing is reinvented here, only chosen. What else a phase trains with is
+# put together in `phases`, and the loop that uses it all is in `training`.
 
 # %%
-"""Optimizer, schedule, loss and average that a recipe asks for."""
+"""Optimizer, schedule and loss that a recipe asks for."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import sys
-import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,113 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fer_helpers.augment import Augment
 from fer_helpers.config import Recipe
-from fer_helpers.models import EmotionNet, parameter_groups
-from fer_helpers.preprocess import Preprocess
-from fer_helpers.splits import SelectionSet, TrainSet
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; the message says what to do."""
-
-
-# %% [markdown]
-# ## What stands still
-#
-# A phase is given a set to learn from and a set to choose on. There is no place for a test set, and
-# one that is handed over all the same is refused.
-
-
-# %%
-@dataclass(frozen=True, eq=False)
-class Phase:
-    """What one phase of training is given.
-
-    Attributes:
-        train: what is learned from.
-        selection: what epochs and learning rates are chosen on; None keeps the last weights.
-        recipe: how to train.
-        preprocess: what turns faces into inputs.
-        augment: what is done to training faces on the way.
-        seed: of everything random.
-        device: where to train.
-        precision: fp32, bf16 or fp16.
-        votes: for each training face what share of its voters chose what, float32 (N, V), zeros
-            where nobody voted; needed where the recipe has a `vote_weight`.
-        soft_labels: what the loss aims at instead of the labels, float32 (N, K) in shares;
-            for distillation (Hinton et al. 2015).
-
-    Raises:
-        TrainingError: the sets are no such sets, do not fit together or do not fit the recipe.
-    """
-
-    train: TrainSet
-    selection: SelectionSet | None
-    recipe: Recipe
-    preprocess: Preprocess
-    augment: Augment
-    seed: int
-    device: torch.device
-    precision: str
-    votes: np.ndarray | None = None
-    soft_labels: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
-        train, selection, recipe = self.train, self.selection, self.recipe
-        if not isinstance(train, TrainSet) or not isinstance(selection, SelectionSet | None):
-            raise TrainingError(
-                f"Training takes a TrainSet and a SelectionSet, not {type(train).__name__} and "
-                f"{type(selection).__name__}: a test set is never trained or chosen on."
-            )
-        if len(train) < 2:
-            raise TrainingError(f"{len(train)} training faces are too few: check the data folder.")
-        empty = [n for n, k in zip(train.class_names, train.counts(), strict=True) if k == 0]
-        if empty:
-            raise TrainingError(
-                f"No training image of {', '.join(empty)}: add some, or remove the class folder."
-            )
-        if selection is None:
-            if recipe.keep == "best" or recipe.schedule == "plateau" or recipe.early_stop:
-                raise TrainingError(
-                    "Without a selection set there is nothing to choose on: use KEEP 'last', "
-                    "SCHEDULE 'cosine' or 'onecycle' and EARLY_STOP 0, or set SELECTION_SIZE."
-                )
-        elif not len(selection):
-            raise TrainingError("The selection set is empty: set SELECTION_SIZE to 1 or more.")
-        elif selection.class_names != train.class_names:
-            raise TrainingError(
-                f"Training has the classes {', '.join(train.class_names)}, the selection set "
-                f"{', '.join(selection.class_names)}: both must have the same."
-            )
-        if recipe.vote_weight and (self.votes is None or len(self.votes) != len(train)):
-            given = "none" if self.votes is None else f"{len(self.votes):,} rows"
-            raise TrainingError(
-                f"Learning votes takes a row for each of {len(train):,} training faces, and there "
-                f"are {given}: read FERPLUS_VOTES for this set, or set FERPLUS_WEIGHT to 0."
-            )
-        shape = (len(train), len(train.class_names))
-        if self.soft_labels is not None and self.soft_labels.shape != shape:
-            raise TrainingError(
-                f"The soft labels have the shape {self.soft_labels.shape}, and this training set "
-                f"needs {shape}: make them for exactly these faces."
-            )
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in an epoch; the last batch may be smaller."""
-        return -(-len(self.train) // self.recipe.batch_size)
-
-    def shown(self) -> np.ndarray:
-        """How often an epoch shows each class (K,): a balanced sampler evens that out."""
-        counts = self.train.counts()
-        if self.recipe.sampler == "balanced":
-            return np.full_like(counts, max(1, len(self.train) // len(counts)))
-        return counts
-
+from fer_helpers.models import EmotionNet
 
 # %% [markdown]
 # ## The optimizer
@@ -154,16 +43,9 @@ def make_optimizer(
     model: EmotionNet, recipe: Recipe, vote_head: nn.Linear | None = None
 ) -> torch.optim.Optimizer:
     """Adam, AdamW or SGD with Nesterov momentum 0.9, in torch's fused form."""
-    rules = {
-        "backbone_lr": recipe.backbone_lr,
-        "attention_lr": recipe.attention_lr,
-        "head_lr": recipe.head_lr,
-        "weight_decay": recipe.weight_decay,
-        "decay_norms": recipe.decay_norms,
-    }
-    groups = parameter_groups(model, **rules)
+    groups = _groups(model, recipe)
     if vote_head is not None:
-        groups += parameter_groups(nn.ModuleDict({"head": vote_head}), **rules)
+        groups += _groups(nn.ModuleDict({"head": vote_head}), recipe)
     if recipe.optimizer == "sgd":
         sgd = torch.optim.SGD(groups, lr=recipe.head_lr, momentum=0.9, nesterov=True, fused=True)
         # The fused form makes its buffers in the first step and leaves in them what the memory held
@@ -173,6 +55,45 @@ def make_optimizer(
         return sgd
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     return kind(groups, lr=recipe.head_lr, fused=True)
+
+
+def _groups(module: nn.Module, recipe: Recipe) -> list[dict]:
+    """Groups for a torch optimizer, each with name (backbone, attention, head), lr, weight_decay.
+
+    Every parameter stands in exactly one group; empty groups are left out. A norm after the
+    backbone belongs to it. Biases, norms, position embeddings and layer scales decay as well, as in
+    the original, or come in groups of their own: same name, decay 0.
+
+    Args:
+        module: the net, or any module whose parts are called backbone, norm, attention, head.
+        recipe: how to train.
+    """
+    rates = {
+        "backbone": recipe.backbone_lr,
+        "attention": recipe.attention_lr,
+        "head": recipe.head_lr,
+    }
+    groups = {}
+    for name, parameter in module.named_parameters():
+        part = name.split(".")[0].replace("norm", "backbone")
+        spared = not recipe.decay_norms and (parameter.ndim < 2 or _not_a_weight(name))
+        group = groups.setdefault(
+            (part, spared),
+            {
+                "params": [],
+                "name": part,
+                "lr": rates[part],
+                "weight_decay": 0.0 if spared else recipe.weight_decay,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _not_a_weight(name: str) -> bool:
+    return name.endswith(
+        ("class_token", "pos_embedding", "relative_position_bias_table", "layer_scale")
+    )
 
 
 # %% [markdown]
@@ -315,98 +236,6 @@ def vote_loss(logits: Tensor, votes: Tensor) -> Tensor:
     """
     voted = votes.sum().clamp(min=1)
     return F.cross_entropy(logits.float(), votes, reduction="sum") / voted
-
-
-# %% [markdown]
-# ## What moves
-#
-# Everything that changes while a phase trains stands in one place, so that saving it can forget
-# nothing.
-
-
-# %%
-@dataclass
-class Parts:
-    """What a phase trains with."""
-
-    model: EmotionNet
-    embed: Callable[[Tensor], Tensor]  # the model up to its head, perhaps compiled
-    vote_head: nn.Linear | None  # learns votes from the same features; in no model file
-    optimizer: torch.optim.Optimizer
-    schedule: Any
-    scaler: torch.amp.GradScaler  # does nothing unless the precision is fp16
-    average: AveragedModel | None
-    generator: torch.Generator
-    loss: Callable[[Tensor, Tensor], Tensor]
-
-    def update_average(self, decay: float, number: int) -> None:
-        """Move the average towards the weights after step `number` of the phase (0 is the first).
-
-        A young average would mostly remember the random start, so it forgets faster at first, as
-        in TensorFlow's `ExponentialMovingAverage` with `num_updates`.
-        """
-        if self.average is not None:
-            rate = min(decay, (1 + number) / (10 + number))
-            self.average.multi_avg_fn = get_ema_multi_avg_fn(rate)
-            self.average.update_parameters(self.model)
-
-    def kept(self) -> EmotionNet:
-        """The weights that are scored and kept: the average where there is one."""
-        return self.model if self.average is None else self.average.module
-
-
-def missing_for_compile(device: torch.device) -> str:
-    """What `torch.compile` would need and does not find here; "" where nothing is missing."""
-    if sys.platform == "linux":
-        # What is compiled includes it. Debian keeps it in a package of its own.
-        headers = Path(sysconfig.get_path("include", "posix_prefix"))
-        if not (headers / "Python.h").exists():
-            return "the headers of Python (package python3-dev), which are not found here"
-    if device.type != "cuda":
-        usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
-        name = (os.environ.get("CXX") or usual).split()[0]
-        return "" if shutil.which(name) else f"the C++ compiler {name}, which is not found here"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton, which is not installed here"
-    if not torch.version.hip and torch.cuda.get_device_capability(device) < (7, 0):
-        return "a GPU of compute capability 7.0 or later"
-    # Triton starts one; on Windows it brings its own.
-    found = os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang")))
-    if not found and sys.platform != "win32":
-        return "a C compiler (gcc or clang), which is not found here"
-    return ""
-
-
-def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Parts:
-    """Put together what a phase trains with; `model` goes to its device in channels-last order."""
-    recipe = phase.recipe
-    model.to(phase.device, memory_format=torch.channels_last)
-    vote_head = None
-    if recipe.vote_weight:
-        vote_head = nn.Linear(model.num_features, phase.votes.shape[1]).to(phase.device)
-    optimizer = make_optimizer(model, recipe, vote_head)
-    average = None
-    if compile:
-        # One kernel a shape, whatever came before, so that a continued run meets the same; and room
-        # for every shape of both phases, since torch would go on uncompiled after the eighth.
-        limit = max(torch._dynamo.config.recompile_limit, 256)
-        torch._dynamo.config.recompile_limit = limit
-        # No stopwatch may decide an order of summation: it would decide otherwise another day.
-        torch._inductor.config.deterministic = True
-    if recipe.ema:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
-    return Parts(
-        model=model,
-        embed=torch.compile(model.embed, dynamic=False) if compile else model.embed,
-        vote_head=vote_head,
-        optimizer=optimizer,
-        schedule=make_schedule(optimizer, recipe, phase.steps),
-        scaler=torch.amp.GradScaler(phase.device.type, enabled=phase.precision == "fp16"),
-        average=average,
-        # On the CPU, so that every device gets the same random numbers.
-        generator=torch.Generator().manual_seed(phase.seed),
-        loss=make_loss(recipe, phase.shown(), phase.device),
-    )
 
 
 # %% [markdown]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fer_helpers import checkpoints
 from fer_helpers.files import remove_partials
 from fer_helpers.models import EmotionNet
-from fer_helpers.recipes import Parts, Phase, TrainingError
+from fer_helpers.phases import Parts, Phase, TrainingError
 from fer_helpers.splits import FaceSet
 
 STATE, BEST = "last.pt", "best.safetensors"

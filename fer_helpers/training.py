@@ -16,8 +16,9 @@
 # Everything random comes from the seed and from counters, and everything that moves is in one state
 # file, so a run that is killed at any moment and started again ends with the same bits.
 #
-# What a recipe means is in `recipes`, what the network is fed with in `feeding`, what is written
-# and read again in `resuming`, and what a person sees meanwhile in `watching`.
+# What a recipe means is in `recipes`, what a phase consists of in `phases`, what the network is fed
+# with in `feeding`, what is written and read again in `resuming`, and what a person sees meanwhile
+# in `watching`.
 
 # %%
 """One phase of training: step, epoch, selection, guards."""
@@ -45,15 +46,9 @@ from fer_helpers.feeding import Feed, batch_rows, epoch_order, epoch_size, prepa
 from fer_helpers.files import sole_writer
 from fer_helpers.inference import autocast, out_of_memory, predict_logits, repeatable
 from fer_helpers.models import EmotionNet
+from fer_helpers.phases import Parts, Phase, TrainingError, make_parts, missing_for_compile
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.recipes import (
-    Parts,
-    Phase,
-    TrainingError,
-    make_parts,
-    missing_for_compile,
-    vote_loss,
-)
+from fer_helpers.recipes import vote_loss
 from fer_helpers.resuming import Keeper, Progress
 from fer_helpers.splits import SelectionSet, TrainSet
 from fer_helpers.watching import detailed_lines, epoch_bar, epoch_line, stop_request

@@ -7,7 +7,7 @@ import torch
 from fer_helpers import training
 from fer_helpers.feeding import Feed
 from fer_helpers.inference import pick_device
-from fer_helpers.recipes import Phase
+from fer_helpers.phases import Phase
 from tests.tiny import (
     AUGMENT,
     PREPROCESS,

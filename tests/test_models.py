@@ -15,10 +15,11 @@ from fer_helpers.models import (
     TRANSFORMERS,
     build_model,
     describe,
-    parameter_groups,
     swap_head,
 )
 from fer_helpers.pretrained import WeightsError
+from fer_helpers.recipes import make_optimizer
+from tests.tiny import recipe
 
 AFFECTNET = ("Anger", "Contempt", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 FER = tuple(name for name in AFFECTNET if name != "Contempt")
@@ -72,11 +73,7 @@ def test_every_backbone_builds_trains_a_step_and_swaps_its_head(backbone):
     torch.manual_seed(0)
     attention = "none" if backbone in TRANSFORMERS else "spatial"
     model = build_model(8, backbone=backbone, attention=attention)
-    optimizer = torch.optim.SGD(
-        parameter_groups(
-            model, backbone_lr=0.01, attention_lr=0.01, head_lr=0.01, weight_decay=1e-4
-        )
-    )
+    optimizer = make_optimizer(model, recipe())
     before = [p.detach().clone() for p in model.head.parameters()]
     count = 1 if backbone in TRANSFORMERS else 2
     loss = nn.functional.cross_entropy(model(faces(count, 3, 64)), torch.arange(count))
@@ -239,43 +236,6 @@ def test_the_new_head_is_drawn_as_pytorch_draws_linear_layers():
     assert ours.weight.abs().max() <= 1 / 8
     assert ours.weight.std().item() == pytest.approx(theirs.weight.std().item(), rel=0.03)
     assert ours.bias.std().item() == pytest.approx(theirs.bias.std().item(), rel=0.1)
-
-
-@pytest.mark.parametrize("decay_norms", [True, False])
-@pytest.mark.parametrize(
-    "changes", [{}, {"attention": "none"}, {"attention": "cbam", "attention_place": "each"}]
-)
-def test_parameter_groups_hold_each_parameter_once(decay_norms, changes):
-    model = small(**changes)
-    groups = parameter_groups(
-        model,
-        backbone_lr=1e-5,
-        attention_lr=5e-5,
-        head_lr=1e-3,
-        weight_decay=1e-4,
-        decay_norms=decay_norms,
-    )
-    given = [id(p) for group in groups for p in group["params"]]
-    assert sorted(given) == sorted(id(p) for p in model.parameters())
-    for group in groups:
-        assert group["lr"] == {"backbone": 1e-5, "attention": 5e-5, "head": 1e-3}[group["name"]]
-        assert group["params"]
-        if not decay_norms:
-            flat = all(p.ndim < 2 for p in group["params"])
-            assert group["weight_decay"] == (0.0 if flat else 1e-4)
-    assert ("attention" in {group["name"] for group in groups}) == (
-        changes != {"attention": "none"}
-    )
-    torch.optim.AdamW(groups)
-
-
-def test_frozen_parameters_are_left_out():
-    model = small()
-    model.backbone.requires_grad_(False)
-    groups = parameter_groups(
-        model, backbone_lr=1, attention_lr=1, head_lr=1, weight_decay=0, decay_norms=False
-    )
-    assert {group["name"] for group in groups} == {"attention", "head"}
 
 
 @pytest.mark.parametrize(

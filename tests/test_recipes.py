@@ -5,12 +5,11 @@ from torch.nn import functional as F
 
 from fer_helpers.config import Config
 from fer_helpers.models import build_model
+from fer_helpers.phases import TrainingError, make_parts
 from fer_helpers.recipes import (
-    TrainingError,
     class_weights,
     make_loss,
     make_optimizer,
-    make_parts,
     make_schedule,
     vote_loss,
 )
@@ -272,10 +271,27 @@ def test_a_first_step_that_fp16_skips_leaves_no_trace(name):
     assert torch.equal(*after)
 
 
-def test_norms_and_biases_can_be_spared_from_decay():
-    optimizer = make_optimizer(net(), recipe(decay_norms=False, weight_decay=0.1))
-    spared = [group for group in optimizer.param_groups if group["weight_decay"] == 0]
-    assert spared and all(p.ndim < 2 for group in spared for p in group["params"])
+@pytest.mark.parametrize("decay_norms", [True, False])
+@pytest.mark.parametrize(
+    "changes", [{}, {"attention": "none"}, {"attention": "cbam", "attention_place": "each"}]
+)
+def test_groups_hold_each_parameter_once(decay_norms, changes):
+    model = net(**changes)
+    rates = {"backbone": 1e-5, "attention": 5e-5, "head": 1e-3}
+    given = {f"{part}_lr": rate for part, rate in rates.items()}
+    groups = make_optimizer(
+        model, recipe(weight_decay=0.1, decay_norms=decay_norms, **given)
+    ).param_groups
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters())
+    for group in groups:
+        assert group["lr"] == rates[group["name"]]
+        assert group["params"]
+        if not decay_norms:
+            flat = all(p.ndim < 2 for p in group["params"])
+            assert group["weight_decay"] == (0.0 if flat else 0.1)
+    there = {group["name"] for group in groups}
+    assert ("attention" in there) == (changes != {"attention": "none"})
 
 
 def test_the_vote_head_learns_at_the_rate_of_the_head():

@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fer_helpers import feeding, files, recipes, resuming, training
+from fer_helpers import feeding, files, phases, resuming, training
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import CheckpointError, load_model, load_state, save_state
 from fer_helpers.feeding import Feed, batch_rows, epoch_order, epoch_size
 from fer_helpers.inference import predict_logits
-from fer_helpers.recipes import TrainingError, make_parts, vote_loss
+from fer_helpers.phases import TrainingError, make_parts
+from fer_helpers.recipes import vote_loss
 from fer_helpers.training import estimate_minutes
 from fer_helpers.watching import detailed_lines, stop_request
 from tests.tiny import (
@@ -327,13 +328,13 @@ def test_the_rate_falls_when_the_accuracy_stalls(tmp_path, monkeypatch):
 
 
 def test_the_average_is_what_is_scored_and_saved(tmp_path, monkeypatch):
-    numbers, real = [], recipes.Parts.update_average
+    numbers, real = [], phases.Parts.update_average
 
     def update(self, decay, number):
         numbers.append(number)
         real(self, decay, number)
 
-    monkeypatch.setattr(recipes.Parts, "update_average", update)
+    monkeypatch.setattr(phases.Parts, "update_average", update)
     _, result = train(tmp_path, epochs=1, ema=0.9)
     assert numbers == [0, 1, 2]
     saved, chosen = load_model(tmp_path / "best.safetensors").model, selection_faces()
@@ -367,26 +368,26 @@ def test_a_test_set_is_refused(tmp_path, sets):
 
 def test_what_cannot_be_compiled_is_known_beforehand(tmp_path, monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(recipes.shutil, "which", lambda name: None)
+    monkeypatch.setattr(phases.shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(recipes.sys, "platform", "linux")
-    monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(phases.sys, "platform", "linux")
+    monkeypatch.setattr(phases.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    monkeypatch.setattr(recipes.sysconfig, "get_path", lambda *_: str(tmp_path))
-    assert "python3-dev" in recipes.missing_for_compile(cuda)
+    monkeypatch.setattr(phases.sysconfig, "get_path", lambda *_: str(tmp_path))
+    assert "python3-dev" in phases.missing_for_compile(cuda)
     (tmp_path / "Python.h").touch()
-    assert "C++ compiler" in recipes.missing_for_compile(cpu)
-    assert "gcc or clang" in recipes.missing_for_compile(cuda)
-    monkeypatch.setattr(recipes.shutil, "which", lambda name: name)
-    assert recipes.missing_for_compile(cpu) == ""
+    assert "C++ compiler" in phases.missing_for_compile(cpu)
+    assert "gcc or clang" in phases.missing_for_compile(cuda)
+    monkeypatch.setattr(phases.shutil, "which", lambda name: name)
+    assert phases.missing_for_compile(cpu) == ""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    assert "7.0" in recipes.missing_for_compile(cuda)
+    assert "7.0" in phases.missing_for_compile(cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     for there in (None, object()):
-        monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name, there=there: there)
-        assert recipes.missing_for_compile(cpu) == ""
-        assert ("Triton" in recipes.missing_for_compile(cuda)) is (there is None)
+        monkeypatch.setattr(phases.importlib.util, "find_spec", lambda name, there=there: there)
+        assert phases.missing_for_compile(cpu) == ""
+        assert ("Triton" in phases.missing_for_compile(cuda)) is (there is None)
 
 
 def test_a_compiled_network_trains_the_same(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from fer_helpers.augment import Augment
 from fer_helpers.config import Config
 from fer_helpers.files import LOCK
 from fer_helpers.models import build_model
+from fer_helpers.phases import Phase
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.recipes import Phase
 from fer_helpers.splits import SelectionSet, Splits, TestSet, TrainSet
 from fer_helpers.training import train_phase
 
