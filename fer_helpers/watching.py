@@ -108,10 +108,10 @@ def live_figure(draw: Callable[[History], Any]) -> Callable[[History], None]:
     return on_epoch
 
 
-def events_folder(folder: Path, log: Callable[[str], None] = print) -> Path | None:
+def events_folder(folder: Path) -> Path | None:
     """`folder`, or None and a line of text where the package that writes into it is missing."""
     if importlib.util.find_spec("tensorboard") is None:
-        log("TENSORBOARD is on, but the package is not here: pip install tensorboard.")
+        print("TENSORBOARD is on, but the package is not here: pip install tensorboard.")
         return None
     return folder
 

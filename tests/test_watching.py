@@ -111,10 +111,10 @@ def test_tensorboard_gets_what_the_history_holds_and_changes_nothing(tmp_path):
     assert kept_in(tmp_path / "watched") == ["best.safetensors", "last.pt"]
 
 
-def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch):
-    lines = []
+def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(watching.importlib.util, "find_spec", lambda name: True)
-    assert events_folder(tmp_path / "x", lines.append) == tmp_path / "x" and not lines
+    assert events_folder(tmp_path / "x") == tmp_path / "x" and not capsys.readouterr().out
     monkeypatch.setattr(watching.importlib.util, "find_spec", lambda name: None)
-    assert events_folder(tmp_path / "x", lines.append) is None
-    assert lines == ["TENSORBOARD is on, but the package is not here: pip install tensorboard."]
+    assert events_folder(tmp_path / "x") is None
+    said = "TENSORBOARD is on, but the package is not here: pip install tensorboard.\n"
+    assert capsys.readouterr().out == said
