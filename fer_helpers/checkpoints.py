@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -316,14 +314,14 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def random_state(generators: Mapping[str, torch.Generator], device: torch.device) -> dict[str, Any]:
-    """The position of every random stream that training on `device` can touch."""
-    kind, keys, *rest = np.random.get_state()
+def random_state(augment: torch.Generator, device: torch.device) -> dict[str, Any]:
+    """The position of every random stream that training on `device` draws from.
+
+    Nothing draws from Python's or NumPy's own: orders and batches follow from the seed alone.
+    """
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "generators": {name: generator.get_state() for name, generator in generators.items()},
+        "generators": {"augment": augment.get_state()},
     }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -333,21 +331,16 @@ def random_state(generators: Mapping[str, torch.Generator], device: torch.device
 
 
 def restore_random_state(
-    state: Mapping[str, Any], generators: Mapping[str, torch.Generator], device: torch.device
+    state: Mapping[str, Any], augment: torch.Generator, device: torch.device
 ) -> None:
     """Put every random stream back to where `random_state` found it.
 
     A run may go on with another GPU's number; on another kind of device its stream starts anew.
     """
     torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    for name, generator in generators.items():
-        generator.set_state(state["generators"][name])
+    augment.set_state(state["generators"]["augment"])
     if "cuda" in state and device.type == "cuda":
-        kept = state["cuda"]  # a list in older files: one stream for each GPU
-        torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept, device)
+        torch.cuda.set_rng_state(state["cuda"], device)
     if "mps" in state and device.type == "mps":
         torch.mps.set_rng_state(state["mps"])
 

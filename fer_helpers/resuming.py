@@ -147,8 +147,7 @@ class Keeper:
             parts.optimizer.load_state_dict(state["optimizer"])
             parts.schedule.load_state_dict(state["schedule"])
             parts.scaler.load_state_dict(state["scaler"])
-            own = {"augment": parts.generator}
-            checkpoints.restore_random_state(state["random"], own, self.phase.device)
+            checkpoints.restore_random_state(state["random"], parts.generator, self.phase.device)
             self.best = state["best"]
             return Progress(**state["progress"])
         except (KeyError, TypeError, ValueError) as error:
@@ -223,7 +222,7 @@ class Keeper:
             "optimizer": parts.optimizer.state_dict(),
             "schedule": parts.schedule.state_dict(),
             "scaler": parts.scaler.state_dict(),
-            "random": checkpoints.random_state({"augment": parts.generator}, self.phase.device),
+            "random": checkpoints.random_state(parts.generator, self.phase.device),
             "best": self.best,
         }
 
