@@ -163,7 +163,7 @@ def train(arm: str, seed: int, data: Path, votes: Path, folder: Path, where: dic
             model, splits.train, splits.selection, config.recipe(phase), folder / phase,
             name=f"{arm}, seed {seed}, {phase}", preprocess=preprocess, seed=seed,
             augment=Augment(**config.augment_kwargs(phase)), votes=shares.get(phase),
-            commit=code_version(), **where,
+            **where,
         )  # fmt: skip
         if result.stopped:
             raise KeyboardInterrupt

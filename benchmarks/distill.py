@@ -47,7 +47,6 @@ from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import Scored, balance, points_table, score_table, score_tests
 from fer_helpers.splits import SelectionSet, Splits, TrainSet
 from fer_helpers.training import PhaseResult, train_phase
-from fer_helpers.versions import code_version
 
 VIEWS = 10
 """Of each face are shown to the teachers: together they are better than one, and are heard once."""
@@ -129,7 +128,7 @@ def main() -> None:
         student, fer.train, fer.selection, config.recipe("fer2013"), options.out, name="Student",
         preprocess=preprocess, augment=Augment(**config.augment_kwargs("fer2013")),
         seed=config.seed, votes=votes_of(config, fer.train), soft_labels=targets,
-        commit=code_version(), log=partial(print, flush=True), **where,
+        log=partial(print, flush=True), **where,
     )  # fmt: skip
     if result.stopped:
         sys.exit("Stopped; the same command continues.")

@@ -36,7 +36,6 @@ from fer_helpers.models import build_model, describe
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import score_table, score_tests
 from fer_helpers.training import train_phase
-from fer_helpers.versions import code_version
 
 TARGET = 0.6753
 
@@ -76,7 +75,7 @@ def main() -> None:
         model, fer.train, fer.selection, config.recipe("fer2013"), options.out, name="FER2013",
         preprocess=preprocess, augment=Augment(**config.augment_kwargs("fer2013")),
         seed=config.seed, votes=votes_of(config, fer.train), compile=config.compile, log=log,
-        commit=code_version(), deadline=began + budget if budget else None, **where,
+        deadline=began + budget if budget else None, **where,
     )  # fmt: skip
     if result.stopped:
         sys.exit("Stopped; the same command continues.")

@@ -247,7 +247,7 @@ def saving(options, device: torch.device, folder: Path) -> None:
     """Print what a checkpoint costs."""
     phase = our_phase(options, 48, device, "fp32")
     model = net(options, device)
-    keeper = Keeper(folder, phase, model, commit="", extra=None, log=print)
+    keeper = Keeper(folder, phase, model, extra=None, log=print)
     parts = make_parts(phase, model)
     training.train_step(phase, parts, *Feed(phase)(np.arange(8)), 0)
     keeper.keep(parts)

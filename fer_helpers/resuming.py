@@ -20,6 +20,7 @@ from fer_helpers.files import remove_partials
 from fer_helpers.models import EmotionNet
 from fer_helpers.phases import Parts, Phase, TrainingError
 from fer_helpers.splits import FaceSet
+from fer_helpers.versions import code_version
 
 STATE, BEST = "last.pt", "best.safetensors"
 
@@ -89,7 +90,6 @@ class Keeper:
         phase: Phase,
         model: EmotionNet,
         *,
-        commit: str,
         extra: Mapping[str, Any] | None,
         log: Callable[[str], None],
     ) -> None:
@@ -99,12 +99,12 @@ class Keeper:
             folder: gets `last.pt` and `best.safetensors`.
             phase: what is trained.
             model: as it is before the first step.
-            commit: of the code.
             extra: facts to store in the model file.
             log: gets warnings.
         """
         self.folder, self.phase, self.log = Path(folder), phase, log
-        self.identity, self.commit, self.extra = identity(phase, model), commit, dict(extra or {})
+        self.identity, self.extra = identity(phase, model), dict(extra or {})
+        self.commit = code_version()
         self.state_file = self.folder / STATE
         self.best: dict[str, Tensor] | None = None  # of the best epoch, on the CPU
         self.tried = time.monotonic()

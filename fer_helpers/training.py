@@ -320,12 +320,11 @@ def train_phase(
     precision: str = "fp32",
     compile: bool = False,
     deadline: float | None = None,
-    commit: str = "unknown",
     extra: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = print,
     on_epoch: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> PhaseResult:
-    """Train one phase, or continue it if `folder` holds its state.
+    """Train one phase, or continue it if `folder` holds its state; by other code, that is said.
 
     Args:
         model: trained in place; ends with the kept weights, in evaluation mode.
@@ -345,7 +344,6 @@ def train_phase(
         precision: fp32, bf16 or fp16.
         compile: use `torch.compile`; costs a minute or two at the start.
         deadline: value of `time.monotonic()` after which to stop cleanly.
-        commit: of the code; another one than the state's is a warning.
         extra: facts to store in the model file.
         log: gets every line of text.
         on_epoch: called with the history after every epoch; see `watching`.
@@ -365,7 +363,7 @@ def train_phase(
     phase = Phase(
         train, selection, recipe, preprocess, augment, seed, device, precision, votes, soft_labels
     )
-    keeper = Keeper(folder, phase, model, commit=commit, extra=extra, log=log)
+    keeper = Keeper(folder, phase, model, extra=extra, log=log)
     torch.manual_seed(seed)
     parts = make_parts(phase, model, compile=compile)
     chosen_on = f"{selection.dataset} {selection.split}" if selection is not None else "nothing"

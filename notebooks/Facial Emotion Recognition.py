@@ -163,7 +163,7 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from fer_helpers import evaluation, explain, exploration, inference, plots, records, runs, versions
+from fer_helpers import evaluation, explain, exploration, inference, plots, records, runs
 from fer_helpers.answers import annotate, show_answer
 from fer_helpers.augment import Augment
 from fer_helpers.cache import default_cache_dir
@@ -430,7 +430,7 @@ print(f"Training takes {length} here; faster: a GPU, a smaller IMAGE_SIZE, fewer
 # %%
 machine = {
     "seed": config.seed, **where, "compile": config.compile,
-    "deadline": deadline, "commit": versions.code_version(),
+    "deadline": deadline,
     "extra": {"origin": run.origin, "min_confidence": config.min_confidence},
 }  # fmt: skip
 timing = {}

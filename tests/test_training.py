@@ -603,11 +603,13 @@ def test_the_scale_of_fp16_is_taken_up_again(tmp_path):
     assert load_state(tmp_path / "last.pt")["scaler"]["scale"] == 8.0
 
 
-def test_what_does_not_change_the_result_may_differ(tmp_path):
-    train(tmp_path / "here", deadline=PAST, commit="1111")
+def test_what_does_not_change_the_result_may_differ(tmp_path, monkeypatch):
+    monkeypatch.setenv("FER_COMMIT", "1111")
+    train(tmp_path / "here", deadline=PAST)
     os.rename(tmp_path / "here", tmp_path / "moved")
+    monkeypatch.setenv("FER_COMMIT", "2222")
     lines = []
-    _, result = train(tmp_path / "moved", commit="2222", detail_every=1, lines=lines)
+    _, result = train(tmp_path / "moved", detail_every=1, lines=lines)
     assert len(result.history) == 2
     assert "was written by commit 1111, this is 2222." in lines[0]
 

@@ -115,7 +115,7 @@ def train(folder, model=None, *, train=None, selection=True, lines=None, **chang
     loop = {
         name: changes.pop(name)
         for name in (
-            "deadline", "commit", "on_epoch", "device", "precision", "compile", "seed", "augment",
+            "deadline", "on_epoch", "device", "precision", "compile", "seed", "augment",
             "votes", "soft_labels",
         )
         if name in changes
