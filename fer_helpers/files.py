@@ -1,8 +1,12 @@
-"""Writing so that nobody ever finds half of a file, and one process at a time into one folder."""
+"""Writing so that nobody ever finds half of a file, and one process at a time into one folder.
+
+What cannot be written is said in one sentence that ends in a way out.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 import uuid
@@ -86,6 +90,57 @@ def remove_partials(folder: str | Path, *, minutes: float = 0.0) -> None:
             if minutes and time.time() - partial.stat().st_mtime < 60 * minutes:
                 continue
             partial.unlink()
+
+
+class RunError(RuntimeError):
+    """A run folder cannot be opened, written or read; one sentence that ends in a way out."""
+
+
+@contextlib.contextmanager
+def explained(doing: str, where: Path) -> Iterator[None]:
+    """Turn an `OSError` into one sentence that says what a person can do about it."""
+    try:
+        yield
+    except OSError as error:
+        # Copying a folder collects its errors into one that has their texts, but no number.
+        if error.errno in {errno.ENOSPC, errno.EDQUOT} or os.strerror(errno.ENOSPC) in str(error):
+            advice = "the disk is full: free some space or set OUTPUT_DIR to another disk"
+        elif os.name == "nt" and isinstance(error, PermissionError):
+            # Windows says the same of a folder in which a program holds a file.
+            advice = (
+                "close the program that has it, or a file in it, open and start again, or set "
+                "OUTPUT_DIR to a folder that can be written"
+            )
+        else:
+            advice = "set OUTPUT_DIR to a folder that can be written"
+        raise RunError(f"Cannot {doing} {where} ({error.strerror or error}); {advice}.") from error
+
+
+def write_file(path: Path, content: bytes | str) -> Path:
+    """Write a file so that at every moment either the old or the new content stands there, whole.
+
+    Raises:
+        RunError: The folder cannot be written or the disk is full; the old file is untouched then.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with explained("write", Path(path)):
+        return replace_file(path, lambda partial: partial.write_bytes(data))
+
+
+def probe(folder: Path) -> None:
+    """Write 4 MiB into `folder` and take them away again; raises `OSError` where that fails.
+
+    Permission bits do not answer the question (root, read-only mounts, quotas); writing does.
+    """
+    file = folder / f".probe-{uuid.uuid4().hex[:8]}{PARTIAL}"
+    try:
+        with file.open("wb") as stream:
+            stream.write(bytes(4 << 20))
+            stream.flush()
+            os.fsync(stream.fileno())
+    finally:
+        with contextlib.suppress(OSError):  # held by a scanner: `remove_partials` takes it later
+            file.unlink(missing_ok=True)
 
 
 class FolderInUseError(RuntimeError):

@@ -28,7 +28,8 @@ from scipy import stats
 from fer_helpers.comparison import RunRecord, read_run
 from fer_helpers.confusions import top_confusions
 from fer_helpers.exploration import slice_name
-from fer_helpers.runs import Run, write_file
+from fer_helpers.files import write_file
+from fer_helpers.runs import Run
 
 # %% [markdown]
 # ## Names and numbers

@@ -30,8 +30,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from fer_helpers.files import RunError, explained, write_file
+from fer_helpers.plain import plain_values
 from fer_helpers.plots import savefig
-from fer_helpers.runs import Run, RunError, explained, plain_values, write_file
+from fer_helpers.runs import Run
 from fer_helpers.versions import code_version, threads, versions
 
 # %% [markdown]

@@ -19,6 +19,7 @@ from fer_helpers import checkpoints
 from fer_helpers.files import remove_partials
 from fer_helpers.models import EmotionNet
 from fer_helpers.phases import Parts, Phase, TrainingError
+from fer_helpers.plain import differences
 from fer_helpers.splits import FaceSet
 from fer_helpers.versions import code_version
 
@@ -131,9 +132,11 @@ class Keeper:
     def _read(self, parts: Parts) -> Progress:
         state = checkpoints.load_state(self.state_file)
         try:
-            checkpoints.compare_identity(
-                self.identity, json.loads(state["identity"]), self.state_file
-            )
+            if found := differences(json.loads(state["identity"]), self.identity):
+                raise checkpoints.CheckpointError(
+                    f"{self.state_file} belongs to another training: {'; '.join(found)}. Set these "
+                    "back, choose another RUN_NAME, or set RESUME to 'never'."
+                )
             if state["commit"] != self.commit:
                 self.log(
                     f"Warning: {self.state_file} was written by commit {state['commit']}, "

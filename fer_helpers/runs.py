@@ -37,112 +37,32 @@ import contextlib
 import errno
 import itertools
 import json
-import math
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from fer_helpers.files import IN_USE, PARTIAL, in_use, remove_partials, rename, replace_file
+from fer_helpers.files import (
+    IN_USE,
+    RunError,
+    explained,
+    in_use,
+    probe,
+    remove_partials,
+    rename,
+    write_file,
+)
 from fer_helpers.layouts import is_hidden, local_path
 from fer_helpers.mounts import attached_files
+from fer_helpers.plain import differences, plain_values
 from fer_helpers.versions import code_version
 
 STATE = "run.json"
-
-
-# %% [markdown]
-# ## Writing without leaving halves
-#
-# A file is written beside its place and then renamed over it. Whoever reads during a crash, or
-# after the disk ran full, finds the previous file whole.
-
-
-# %%
-class RunError(RuntimeError):
-    """A run folder cannot be opened, written or read; one sentence that ends in a way out."""
-
-
-@contextlib.contextmanager
-def explained(doing: str, where: Path) -> Iterator[None]:
-    """Turn an `OSError` into one sentence that says what a person can do about it."""
-    try:
-        yield
-    except OSError as error:
-        # Copying a folder collects its errors into one that has their texts, but no number.
-        if error.errno in {errno.ENOSPC, errno.EDQUOT} or os.strerror(errno.ENOSPC) in str(error):
-            advice = "the disk is full: free some space or set OUTPUT_DIR to another disk"
-        elif os.name == "nt" and isinstance(error, PermissionError):
-            # Windows says the same of a folder in which a program holds a file.
-            advice = (
-                "close the program that has it, or a file in it, open and start again, or set "
-                "OUTPUT_DIR to a folder that can be written"
-            )
-        else:
-            advice = "set OUTPUT_DIR to a folder that can be written"
-        raise RunError(f"Cannot {doing} {where} ({error.strerror or error}); {advice}.") from error
-
-
-def write_file(path: Path, content: bytes | str) -> Path:
-    """Write a file so that at every moment either the old or the new content stands there, whole.
-
-    Raises:
-        RunError: The folder cannot be written or the disk is full; the old file is untouched then.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    with explained("write", Path(path)):
-        return replace_file(path, lambda partial: partial.write_bytes(data))
-
-
-def plain_values(value: Any, where: str) -> Any:
-    """Turn numpy values, tuples and paths into what JSON has: dicts, lists, numbers, text, None.
-
-    Args:
-        value: What is to be written, nested as it may be.
-        where: Its name, for the sentence.
-
-    Raises:
-        RunError: A value is NaN, infinite or none of these; the sentence says where it stands.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain_values(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [plain_values(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RunError(f"{where} is {value}, which no result may be; find out where it comes from.")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise RunError(f"{where} is a {type(value).__name__}; keep numbers, text, lists, dicts only.")
-
-
-def _probe(folder: Path) -> None:
-    """Write 4 MiB into `folder` and take them away again; raises `OSError` where that fails.
-
-    Permission bits do not answer the question (root, read-only mounts, quotas); writing does.
-    """
-    probe = folder / f".probe-{uuid.uuid4().hex[:8]}{PARTIAL}"
-    try:
-        with probe.open("wb") as stream:
-            stream.write(bytes(4 << 20))
-            stream.flush()
-            os.fsync(stream.fileno())
-    finally:
-        with contextlib.suppress(OSError):  # held by a scanner: `remove_partials` takes it later
-            probe.unlink(missing_ok=True)
 
 
 # %% [markdown]
@@ -178,13 +98,6 @@ class Run:
         """The name of the folder."""
         return self.folder.name
 
-    def path(self, name: str) -> Path:
-        """Where a file of this run stands; its folder is made if it has to be."""
-        path = self.folder / name
-        with explained("write", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
     def expect(self, fingerprint: Mapping[str, Any]) -> None:
         """Refuse to go on with other parameters than those that this run was opened with.
 
@@ -195,7 +108,7 @@ class Run:
             RunError: They differ, as after a change in a notebook that was not run from the start.
         """
         stored = _read_state(self.folder)["fingerprint"]
-        if found := fingerprint_differences(stored, _plain(fingerprint, self.origin)):
+        if found := differences(stored, _plain(fingerprint, self.origin)):
             raise RunError(
                 f"Parameters have changed since {self.folder} was opened ({'; '.join(found)}): "
                 "choose a new RUN_NAME, and run all cells from the start."
@@ -231,28 +144,14 @@ def _plain(fingerprint: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return json.loads(json.dumps({**fingerprint, "origin": origin}, default=str))
 
 
-def fingerprint_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name what differs between two fingerprints, sorted: `"seed: 42 there, 43 now"`."""
-
-    def shown(side: Mapping[str, Any], key: str) -> str:
-        text = json.dumps(side[key]) if key in side else "not set"
-        return text if len(text) <= 40 else text[:37] + "..."
-
-    keys = sorted(before.keys() | now.keys())
-    return [
-        f"{key}: {shown(before, key)} there, {shown(now, key)} now"
-        for key in keys
-        if key not in before or key not in now or before[key] != now[key]
-    ]
+def _names(path: Path) -> Iterator[Path]:
+    """`path`, `path-1`, `path-2` ... without end."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
 
 
-def _numbered(parent: Path, name: str) -> Iterator[Path]:
-    """`name-1`, `name-2` ... without end."""
-    return (parent / f"{name}-{number}" for number in itertools.count(1))
-
-
-def _free_name(parent: Path, name: str) -> Path:
-    return next(path for path in _numbered(parent, name) if not path.exists())
+def _free(path: Path) -> Path:
+    return next(name for name in _names(path) if not name.exists())
 
 
 # %%
@@ -287,15 +186,13 @@ def open_run(
         RunError: The output folder cannot be written or is full, the named folder belongs to a run
             with other result-relevant parameters, or `resume` names no run folder.
     """
-    if origin not in {"drawn", "real"}:
-        raise RunError(f"origin is 'drawn' or 'real', not {origin!r}.")
     if run_name != Path(run_name).name or run_name == "..":
         raise RunError(f"RUN_NAME {run_name!r} is not a plain folder name; leave out slashes.")
     output = local_path(output_dir)
     with explained("write to the output folder", output):
         output.mkdir(parents=True, exist_ok=True)
         remove_partials(output, minutes=10)
-        _probe(output)
+        probe(output)
     wanted = _plain(fingerprint, origin)
 
     named = output / run_name
@@ -343,7 +240,7 @@ def _expect_nobody(folder: Path) -> None:
 def _move_aside(folder: Path) -> Path:
     """Give a run another name, and return it."""
     _expect_nobody(folder)
-    aside = _free_name(folder.parent, folder.name)
+    aside = _free(folder)
     with explained("move aside", folder):
         rename(folder, aside)
     return aside
@@ -365,19 +262,14 @@ def _now() -> str:
     return datetime.now().isoformat(timespec="microseconds")
 
 
-def _time_named(output: Path) -> Path:
-    # The clock names the folder and decides nothing else.
-    name = f"fer-{datetime.now():%Y%m%d-%H%M%S}"
-    return _free_name(output, name) if (output / name).exists() else output / name
-
-
 def _begin(output: Path, run_name: str, fingerprint: dict, origin: str, *, look: bool) -> Run:
     """Start a new run, unless we may `look` for an unfinished one and it fits: here or attached.
 
     A run that has trained comes before one that broke off earlier: whoever started without the
     output of the last session, and then attached it, wants to go on with that.
     """
-    folder = output / run_name if run_name else _time_named(output)
+    timed = f"fer-{datetime.now():%Y%m%d-%H%M%S}"  # the clock decides nothing else
+    folder = output / run_name if run_name else _free(output / timed)
     there = (folder / STATE).exists()  # and it may give way
     here, attached = [], []
     if look:
@@ -395,8 +287,8 @@ def _begin(output: Path, run_name: str, fingerprint: dict, origin: str, *, look:
     sentence = "A new run; the one that stood here never trained." if there else "A new run."
     if attached:
         other, state = attached[0]
-        differences = "; ".join(fingerprint_differences(state["fingerprint"], fingerprint))
-        sentence = f"A new run: {other} is unfinished, but has other parameters ({differences})."
+        found = "; ".join(differences(state["fingerprint"], fingerprint))
+        sentence = f"A new run: {other} is unfinished, but has other parameters ({found})."
     return _start(folder, fingerprint, origin, sentence)
 
 
@@ -443,10 +335,9 @@ def _continue(
     copied: bool = False,
 ) -> Run:
     state = _read_state(folder)
-    differences = fingerprint_differences(state["fingerprint"], fingerprint)
-    if differences:
+    if found := differences(state["fingerprint"], fingerprint):
         raise RunError(
-            f"{folder} was made with other parameters ({'; '.join(differences)}); choose a new "
+            f"{folder} was made with other parameters ({'; '.join(found)}); choose a new "
             "RUN_NAME, or set RESUME to never, which moves the old folder aside, or take those "
             "values back."
         )
@@ -466,7 +357,7 @@ def _continue(
 
 def _writable(folder: Path) -> bool:
     try:
-        _probe(folder)
+        probe(folder)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             with explained("write to", folder):
@@ -478,8 +369,7 @@ def _writable(folder: Path) -> bool:
 def _copy_of(source: Path, output: Path, run_name: str) -> Path:
     """Copy a folder that cannot be written; an earlier copy of the same folder is used again."""
     origin = str(source.resolve())
-    first = output / (run_name or source.name)
-    for target in itertools.chain([first], _numbered(output, first.name)):
+    for target in _names(output / (run_name or source.name)):
         if not target.exists():
             break
         with contextlib.suppress(RunError):

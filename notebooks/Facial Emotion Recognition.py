@@ -635,7 +635,7 @@ extra = {
     "best_epoch": phases[final].best_epoch, "temperatures": headline.temperatures,
 }  # fmt: skip
 save_model(
-    run.path("model.safetensors"), model, class_names, pre, temperature=temperature,
+    run.folder / "model.safetensors", model, class_names, pre, temperature=temperature,
     extra={**extra, "min_confidence": config.min_confidence, "balanced_shift": balanced_shift},
 )  # fmt: skip
 keep_predictions(scores, temperature)
@@ -915,7 +915,7 @@ display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no 
 
 # %%
 position = int(chance.integers(len(test)))
-saved = run.path("model.safetensors")
+saved = run.folder / "model.safetensors"
 answer = predict_single_image(test.images([position])[0], saved, crop="none")
 print(f"truth {names[test.labels[position]]}, answer {answer.label} ({answer.confidence:.1f} %)")
 

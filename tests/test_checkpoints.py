@@ -10,7 +10,6 @@ from safetensors.torch import load, save_file
 from fer_helpers import checkpoints, files
 from fer_helpers.checkpoints import (
     CheckpointError,
-    compare_identity,
     load_model,
     load_state,
     newest_model,
@@ -23,6 +22,7 @@ from fer_helpers.checkpoints import (
 )
 from fer_helpers.files import remove_partials, replace_file
 from fer_helpers.inference import predict_logits
+from fer_helpers.plain import differences
 from tests.tiny import (
     NAMES,
     NO_MEMORY_HERE,
@@ -381,13 +381,11 @@ def test_weights_hash_sees_every_bit_and_no_memory_order():
 
 
 def test_differences_are_listed_entry_by_entry():
-    stored = {"seed": 1, "architecture": {"width": 16, "stem": "small2"}, "data": "a"}
-    mine = {"seed": 2, "architecture": {"width": 32, "stem": "small2"}, "data": "a", "new": True}
-    with pytest.raises(CheckpointError) as caught:
-        compare_identity(mine, stored, "x/last.pt")
-    assert str(caught.value) == (
-        "x/last.pt belongs to another training: architecture width was 16 and is 32; new was not "
-        "there and is true; seed was 1 and is 2. Set these back, choose another RUN_NAME, or set "
-        "RESUME to 'never'."
-    )
-    compare_identity(mine, dict(mine), "x")
+    before = {"seed": 1, "architecture": {"width": 16, "stem": "small2"}, "data": "a"}
+    now = {"seed": 2, "architecture": {"width": 32, "stem": "small2"}, "data": "a", "new": True}
+    assert differences(before, now) == [
+        "architecture width was 16 and is 32",
+        "new was not there and is true",
+        "seed was 1 and is 2",
+    ]
+    assert differences(now, dict(now)) == []

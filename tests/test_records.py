@@ -78,7 +78,7 @@ def test_metrics_refuse_what_is_no_number_and_keep_the_old_file(run, bad):
         records.write_metrics(run, metrics(temperature=bad))
     with pytest.raises(RunError, match="set"):
         records.write_metrics(run, metrics(temperature={1}))
-    assert run.path("metrics.json").read_bytes() == before
+    assert (run.folder / "metrics.json").read_bytes() == before
 
 
 def test_metrics_refuse_real_faces_in_a_drawn_run(run):
@@ -106,7 +106,7 @@ def test_a_full_disk_keeps_the_previous_file(run, monkeypatch):
     full_disk(monkeypatch)
     with pytest.raises(RunError, match="disk is full"):
         records.write_metrics(run, metrics(more=1))
-    assert run.path("metrics.json").read_bytes() == before
+    assert (run.folder / "metrics.json").read_bytes() == before
     assert listing(run.folder) == names
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from fer_helpers import mounts, runs
+from fer_helpers import files, mounts, runs
 from fer_helpers.files import FolderInUseError, sole_writer
 from fer_helpers.runs import RunError, open_run
 
@@ -28,21 +28,28 @@ def run(tmp_path):
 
 def read_only(monkeypatch, folder):
     """Make a folder unwritable for whoever runs the test, root included."""
-    probe = runs._probe
+    probe = runs.probe
 
     def refuse(path):
         if path == folder:
             raise OSError(errno.EROFS, "Read-only file system")
         probe(path)
 
-    monkeypatch.setattr(runs, "_probe", refuse)
+    monkeypatch.setattr(runs, "probe", refuse)
 
 
 def full_disk(monkeypatch):
     def refuse(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runs.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+def inside(run, name):
+    """Where a file of a run stands, its folder made."""
+    path = run.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def listing(folder):
@@ -69,23 +76,23 @@ def test_without_a_name_the_clock_gives_one_and_two_never_meet(tmp_path):
 
 def test_auto_continues_the_named_folder(tmp_path):
     first = opened(tmp_path)
-    first.path("history.csv").write_text("kept")
+    inside(first, "history.csv").write_text("kept")
     again = opened(tmp_path)
     assert again.folder == first.folder
     assert again.resumed
-    assert again.path("history.csv").read_text() == "kept"
+    assert inside(again, "history.csv").read_text() == "kept"
 
 
 def test_auto_refuses_another_fingerprint_and_says_what_differs(tmp_path):
     first = opened(tmp_path)
-    first.path("fer2013/last.pt").write_text("trained")
+    inside(first, "fer2013/last.pt").write_text("trained")
     before = {path.name: path.read_bytes() for path in first.folder.glob("*.*")}
     with pytest.raises(RunError) as error:
         opened(tmp_path, fingerprint={"seed": 2, "lr": 1e-5, "backbone": "resnet18"})
     said = str(error.value)
-    assert "seed: 1 there, 2 now" in said
-    assert 'backbone: not set there, "resnet18" now' in said
-    assert 'data: "abc" there, not set now' in said
+    assert "seed was 1 and is 2" in said
+    assert 'backbone was not there and is "resnet18"' in said
+    assert 'data was "abc" and is not there' in said
     assert "lr" not in said.replace("already", "")
     assert "RUN_NAME" in said
     assert "never" in said
@@ -115,7 +122,7 @@ def test_a_finished_run_that_is_opened_again_is_not_finished(tmp_path):
 
 def test_a_run_that_trains_elsewhere_is_neither_moved_nor_taken(tmp_path):
     run = opened(tmp_path)
-    with sole_writer(run.path("fer2013/last.pt").parent):
+    with sole_writer(inside(run, "fer2013/last.pt").parent):
         for resume in ("never", "auto", str(run.folder)):
             with pytest.raises(RunError, match=r"Another process trains in .*: wait for it"):
                 opened(tmp_path, resume=resume)
@@ -136,7 +143,7 @@ def test_a_probe_that_cannot_be_taken_away_says_nothing_about_a_folder(tmp_path,
 
 def test_parameters_that_changed_after_opening_are_not_trained_with(run):
     run.expect(FINGERPRINT)
-    with pytest.raises(RunError, match=r"seed: 1 there, 2 now.*new RUN_NAME"):
+    with pytest.raises(RunError, match=r"seed was 1 and is 2.*new RUN_NAME"):
         run.expect({**FINGERPRINT, "seed": 2})
 
 
@@ -168,7 +175,7 @@ def test_auto_without_a_name_takes_the_newest_unfinished_of_its_kind(tmp_path):
 
 def test_never_moves_aside_and_deletes_nothing(tmp_path):
     for text in ("first", "second", "third"):
-        opened(tmp_path, resume="never").path("mark").write_text(text)
+        inside(opened(tmp_path, resume="never"), "mark").write_text(text)
     assert listing(tmp_path) == ["a", "a-1", "a-2"]
     marks = [(tmp_path / name / "mark").read_text() for name in ("a-1", "a-2", "a")]
     assert marks == ["first", "second", "third"]
@@ -203,14 +210,14 @@ def test_a_path_is_continued_where_it_stands(tmp_path):
 
 def test_a_read_only_folder_is_copied_first_and_the_copy_found_again(tmp_path, monkeypatch):
     first = opened(tmp_path / "input")
-    first.path("checkpoints/last").write_text("weights")
-    for path in (first.path("checkpoints/last"), first.path("checkpoints"), first.folder):
+    inside(first, "checkpoints/last").write_text("weights")
+    for path in (inside(first, "checkpoints/last"), inside(first, "checkpoints"), first.folder):
         path.chmod(0o555 if path.is_dir() else 0o444)
     read_only(monkeypatch, first.folder)
     try:
         again = opened(tmp_path / "runs", "", resume=first.folder)
         assert again.folder == tmp_path / "runs" / "a"
-        assert again.path("checkpoints/last").read_text() == "weights"
+        assert inside(again, "checkpoints/last").read_text() == "weights"
         assert all(p.stat().st_mode & stat.S_IWUSR for p in again.folder.rglob("*"))
         assert "copied to" in again.sentence
         assert opened(tmp_path / "runs", "", resume=first.folder).folder == again.folder
@@ -226,7 +233,7 @@ def test_a_copy_never_lands_on_another_run(tmp_path, monkeypatch):
     read_only(monkeypatch, first.folder)
     again = opened(tmp_path / "runs", "", resume=first.folder)
     assert again.name == "a-1"
-    assert json.loads(other.path("run.json").read_text())["fingerprint"]["seed"] == 5
+    assert json.loads(inside(other, "run.json").read_text())["fingerprint"]["seed"] == 5
 
 
 @pytest.fixture
@@ -240,17 +247,17 @@ def inputs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a", ""])
 def test_an_attached_unfinished_run_is_copied_and_continued(tmp_path, inputs, mount, name):
     first = opened(inputs / mount / "runs")
-    first.path("affectnet/last.pt").write_text("weights")
+    inside(first, "affectnet/last.pt").write_text("weights")
     before = {p: p.read_bytes() for p in inputs.rglob("*") if p.is_file()}
     again = opened(tmp_path / "runs", name)
     assert again.folder == tmp_path / "runs" / "a"
     assert again.resumed
-    assert again.path("affectnet/last.pt").read_text() == "weights"
+    assert inside(again, "affectnet/last.pt").read_text() == "weights"
     assert again.sentence == f"Continues {first.folder}, copied to {again.folder}."
     assert {p: p.read_bytes() for p in inputs.rglob("*") if p.is_file()} == before
     # What was done here since counts, not what is attached.
-    again.path("affectnet/last.pt").write_text("more")
-    assert opened(tmp_path / "runs", name).path("affectnet/last.pt").read_text() == "more"
+    inside(again, "affectnet/last.pt").write_text("more")
+    assert inside(opened(tmp_path / "runs", name), "affectnet/last.pt").read_text() == "more"
     assert listing(tmp_path / "runs") == ["a"]
 
 
@@ -262,11 +269,11 @@ def test_a_run_that_broke_off_before_training_hides_no_attached_one(
     early = opened(tmp_path / "runs", name, {**FINGERPRINT, **changes})
     first = opened(inputs / "faces" / "runs")
     opened(inputs / "later" / "runs")  # newer, but it broke off before training, too
-    first.path("affectnet/last.pt").write_text("weights")
+    inside(first, "affectnet/last.pt").write_text("weights")
     again = opened(tmp_path / "runs", name)
     assert again.sentence == f"Continues {first.folder}, copied to {tmp_path / 'runs' / 'a'}."
     assert opened(tmp_path / "runs", name).folder == again.folder  # and what is here goes on
-    assert len(listing(tmp_path / "runs")) == 2 and early.path("run.json").exists()
+    assert len(listing(tmp_path / "runs")) == 2 and inside(early, "run.json").exists()
 
 
 def test_of_the_attached_runs_the_newest_that_fits_is_continued(tmp_path, inputs):
@@ -296,7 +303,7 @@ def test_a_copy_beside_a_taken_name_is_used_again(tmp_path, monkeypatch):
     read_only(monkeypatch, source)
     first = opened(tmp_path / "runs", "", resume=source)
     assert first.name == "a-1"
-    first.path("fer2013/last.pt").write_text("more")
+    inside(first, "fer2013/last.pt").write_text("more")
     assert opened(tmp_path / "runs", "", resume=source).folder == first.folder
     assert listing(tmp_path / "runs") == ["a", "a-1"]
 
@@ -306,7 +313,7 @@ def test_an_attached_run_that_does_not_fit_is_named_and_left_alone(tmp_path, inp
     run = opened(tmp_path / "runs", fingerprint={"seed": 1})
     assert not run.resumed
     assert str(other.folder) in run.sentence
-    assert "seed: 9 there, 1 now" in run.sentence
+    assert "seed was 9 and is 1" in run.sentence
 
 
 def test_without_auto_nothing_attached_is_continued(tmp_path, inputs):
@@ -356,10 +363,10 @@ def test_a_run_name_is_one_folder(tmp_path, name):
 def test_a_file_that_another_program_holds_is_no_bad_folder(tmp_path, monkeypatch):
     path = tmp_path / "predictions.csv"
     path.write_text("")
-    monkeypatch.setattr(runs, "os", SimpleNamespace(name="nt", strerror=os.strerror))
-    with pytest.raises(RunError, match="close the program that"), runs.explained("write", path):
+    monkeypatch.setattr(files, "os", SimpleNamespace(name="nt", strerror=os.strerror))
+    with pytest.raises(RunError, match="close the program that"), files.explained("write", path):
         raise PermissionError(errno.EACCES, "Permission denied")
-    with pytest.raises(RunError, match="or a file in it"), runs.explained("move aside", tmp_path):
+    with pytest.raises(RunError, match="or a file in it"), files.explained("move aside", tmp_path):
         raise PermissionError(errno.EACCES, "Access is denied")
-    with pytest.raises(RunError, match="disk is full"), runs.explained("copy to", tmp_path):
+    with pytest.raises(RunError, match="disk is full"), files.explained("copy to", tmp_path):
         raise runs.shutil.Error([("a", "b", f"[Errno 28] {os.strerror(errno.ENOSPC)}")])
