@@ -841,3 +841,21 @@ def test_orientations_show_the_same_upright_picture():
     for picture in pictures[1:]:
         difference = np.asarray(picture).astype(int) - np.asarray(pictures[0])
         assert np.abs(difference).mean() < 6  # each has another number printed on it
+def test_the_notebook_keeps_a_photo_and_one_of_the_same_name_from_drive(face, tmp_path):
+    text = (Path(__file__).parents[1] / "notebooks/Facial Emotion Recognition.py").read_text(
+        "utf-8"
+    )
+    cell = next(cell for cell in text.split("# %%\n") if cell.startswith("photos = "))
+    face.save(tmp_path / "me.png")
+    names = {
+        "Path": Path,
+        "PHOTO": str(tmp_path / "me.png"),
+        "GDOWN_ID": "1a2b3c4d5e6f7g8h9",
+        "download_example": lambda *_: tmp_path / "me.png",
+        "read_image": read_image,
+        "run": SimpleNamespace(folder=tmp_path),
+    }
+    exec(cell.split("# %% [markdown]")[0], names)
+    assert list(names["photos"]) == ["me.png", "Drive: me.png"]
+
+
