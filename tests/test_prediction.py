@@ -17,7 +17,7 @@ from test_faces import SHARED, nowhere, server  # noqa: F401 (fixtures)
 from torch import nn
 from torchvision.transforms import v2
 
-from fer_helpers import detectors, faces, prediction, sources
+from fer_helpers import classifier, detectors, faces, prediction, sources
 from fer_helpers.answers import Prediction, annotate, plot_answer
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
@@ -337,11 +337,15 @@ def test_no_model_is_the_newest_runs(face, checkpoint, tmp_path, monkeypatch):
 
 
 def test_the_margin_follows_the_training_faces(model):
-    loaded = LoadedModel(model, NAMES, PREPROCESS)
-    assert load_classifier(loaded).margin == faces.FER_MARGIN
-    assert (
-        load_classifier(loaded, class_names=[*NAMES, "Contempt"]).margin == faces.AFFECTNET_MARGIN
-    )
+    fer = LoadedModel(model, NAMES, PREPROCESS)
+    affectnet = LoadedModel(model, (*NAMES, "Contempt"), PREPROCESS)
+    renamed = [*NAMES, "Verachtung"]
+    assert load_classifier(fer).margin == faces.FER_MARGIN
+    assert load_classifier(fer, class_names=[*NAMES, "Contempt"]).margin == faces.FER_MARGIN
+    for given in (affectnet, load_classifier(affectnet)):
+        assert load_classifier(given, class_names=renamed).margin == faces.AFFECTNET_MARGIN
+    bare = load_classifier(model, PREPROCESS, [*NAMES, "contempt"])
+    assert bare.margin == faces.AFFECTNET_MARGIN
 
 
 @pytest.mark.slow
@@ -564,6 +568,27 @@ def test_everything_mixed_in_the_order_given(folder, model, face, detector):
     assert table.face[:2].tolist() == [1, 2]
     assert table.left[:2].tolist() == [100, 300]
     assert table.error.sum() == 2
+
+
+@pytest.mark.parametrize("transform", [PREPROCESS, lambda picture: PREPROCESS(picture)])
+def test_faces_of_all_sizes_go_through_the_one_function(face, model, monkeypatch, transform):
+    sizes, calls = (30, 48, 75, 48), []
+    crops = [face.resize((size, size)) for size in sizes]
+    alone = [predict_single_image(crop, model, transform, NAMES, show=False) for crop in crops]
+
+    def counted(*given, real=classifier.predict_logits, **options):
+        calls.append(options["batch_size"])
+        return real(*given, **options)
+
+    monkeypatch.setattr(classifier, "predict_logits", counted)
+    asked = load_classifier(model, transform, NAMES)
+    found = asked.probabilities(crops, batch_size=3)
+    assert calls == [3]
+    for row, one in zip(found, alone, strict=True):
+        assert row == pytest.approx(list(one.probabilities.values()), abs=1e-6)
+    if transform is PREPROCESS:
+        several = asked.probabilities(crops, views=2)
+        assert several[3] == pytest.approx(asked.probabilities(crops[3:], views=2)[0], abs=1e-6)
 
 
 def test_nothing_and_empty_folders(model, tmp_path):
