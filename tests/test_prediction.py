@@ -17,7 +17,7 @@ from test_faces import SHARED, nowhere, server  # noqa: F401 (fixtures)
 from torch import nn
 from torchvision.transforms import v2
 
-from fer_helpers import classifier, detectors, faces, prediction, sources
+from fer_helpers import batches, classifier, detectors, faces, prediction, sources
 from fer_helpers.answers import Prediction, annotate, plot_answer
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
@@ -626,7 +626,7 @@ def test_a_full_disk_costs_the_copies_and_no_answer(model, face, tmp_path, monke
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prediction, "replace_file", full)
+    monkeypatch.setattr(batches, "replace_file", full)
     table = predict_images(
         [face, face], model, PREPROCESS, NAMES, annotate_to=tmp_path / "out", progress=False
     )
@@ -638,7 +638,7 @@ def test_a_detector_that_cannot_be_used_is_said_before_anything_is_read(
     model, face, tmp_path, monkeypatch
 ):
     pytest.importorskip("cv2", reason="the [faces] extra is not installed")
-    monkeypatch.setattr(prediction, "read_image", lambda _: pytest.fail("read"))
+    monkeypatch.setattr(batches, "read_image", lambda _: pytest.fail("read"))
     with pytest.raises(DetectorError, match=r"gone\.onnx"):
         predict_images([face], model, PREPROCESS, NAMES, detector=tmp_path / "gone.onnx")
 
@@ -829,6 +829,7 @@ def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
     assert picture.size == (240, 240)
     assert last is button
 
+        "annotate": annotate,
 
 # The shared photos and odd files
 
