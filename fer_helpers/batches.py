@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_CROP_SIDE = 112  # pixels; a picture no larger is taken as a face crop by crop="auto"
 CROPPED_NOTE = "assumed already cropped"
+BLANK_SPREAD = 8  # grey levels between darkest and brightest pixel, as in `flaws.is_blank`
+BLANK_NOTE = "shows nothing"
 FIRST_COLUMNS = ("file", "face", *BOX_COLUMNS, "label", "confidence")  # then the classes
 LAST_COLUMNS = ("uncertain", "note", "error")
 JPEG_MAX_SIDE = 65_500  # pixels; libjpeg writes no larger picture
@@ -57,6 +60,9 @@ def cut_faces(
     if "reduced_by" in image.info:
         picture.note = f"read at 1/{image.info['reduced_by']} of its size"
     small = crop == "auto" and max(image.size) <= MAX_CROP_SIDE
+    if small and np.ptp(np.asarray(image), axis=(0, 1)).max() <= BLANK_SPREAD:
+        picture.note = BLANK_NOTE
+        return
     if small or crop == "none":
         picture.crops, picture.boxes = [image], [None]
         picture.note = "; ".join(filter(None, (picture.note, CROPPED_NOTE * small)))

@@ -372,7 +372,7 @@ def test_torch_and_onnx_agree(face, checkpoint, tmp_path):
 
 def test_small_pictures_are_crops_and_say_so(model, detector):
     type(detector).boxes = ((100, 100, 200, 220),)
-    small = ask(Image.new("RGB", (112, 90), "gray"), model, detector=detector)
+    small = ask(draw_face("Happy", 7, size=112).crop((0, 0, 112, 90)), model, detector=detector)
     assert small.note == "assumed already cropped"
     assert small.face_box is None
     large = ask(Image.new("RGB", (113, 113), "gray"), model, detector=detector)
@@ -382,6 +382,20 @@ def test_small_pictures_are_crops_and_say_so(model, detector):
     assert (whole.face_box, whole.note) == (None, "")
     found = ask(Image.new("RGB", (100, 100), "gray"), model, detector=detector, crop="detect")
     assert found.face_box is not None
+
+
+@pytest.mark.parametrize("size", [(48, 48), (1, 1), (112, 30)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_small_picture_that_shows_nothing_gets_no_answer(model, size, mode):
+    pixels = np.full((size[1], size[0], 3), (90, 120, 150), np.uint8)
+    pixels[0, -1] += 8  # which JPEG may have added
+    blank = Image.fromarray(pixels).convert(mode)
+    answer = ask(blank, model)
+    assert (answer.label, answer.confidence) == (None, 0.0)
+    assert (answer.note, answer.probabilities, answer.uncertain) == ("shows nothing", {}, True)
+    (row,) = predict_images(blank, model, PREPROCESS, NAMES, progress=False).itertuples()
+    assert pd.isna(row.face) and row.note == "shows nothing" and not row.error
+    assert ask(blank, model, crop="none").label in NAMES  # somebody says that it is a face
 
 
 def test_no_face_is_no_answer(model, detector, capsys):
@@ -556,20 +570,6 @@ def test_the_batch_size_does_not_change_answers(folder, model, batch_size):
     pd.testing.assert_frame_equal(table, whole, atol=1e-5)
 
 
-def test_everything_mixed_in_the_order_given(folder, model, face, detector):
-    type(detector).boxes = ((100, 100, 200, 220), (300, 50, 340, 100))
-    photo = Image.new("RGB", (640, 480), "gray")
-    given = [photo, folder, "gone.png", face, saved(face, "PNG"), np.asarray(face)]
-    table = predict_images(given, model, PREPROCESS, NAMES, detector=detector, progress=False)
-    names = [Path(file).name for file in table.file]
-    assert names[:2] == ["picture 1"] * 2
-    assert names[2:7] == ["1.JPG", "2.png", "3 ü.webp", "broken.jpg", "gone.png"]
-    assert names[7:] == ["picture 4", "picture 5", "picture 6"]
-    assert table.face[:2].tolist() == [1, 2]
-    assert table.left[:2].tolist() == [100, 300]
-    assert table.error.sum() == 2
-
-
 @pytest.mark.parametrize("transform", [PREPROCESS, lambda picture: PREPROCESS(picture)])
 def test_faces_of_all_sizes_go_through_the_one_function(face, model, monkeypatch, transform):
     sizes, calls = (30, 48, 75, 48), []
@@ -589,6 +589,20 @@ def test_faces_of_all_sizes_go_through_the_one_function(face, model, monkeypatch
     if transform is PREPROCESS:
         several = asked.probabilities(crops, views=2)
         assert several[3] == pytest.approx(asked.probabilities(crops[3:], views=2)[0], abs=1e-6)
+
+
+def test_everything_mixed_in_the_order_given(folder, model, face, detector):
+    type(detector).boxes = ((100, 100, 200, 220), (300, 50, 340, 100))
+    photo = Image.new("RGB", (640, 480), "gray")
+    given = [photo, folder, "gone.png", face, saved(face, "PNG"), np.asarray(face)]
+    table = predict_images(given, model, PREPROCESS, NAMES, detector=detector, progress=False)
+    names = [Path(file).name for file in table.file]
+    assert names[:2] == ["picture 1"] * 2
+    assert names[2:7] == ["1.JPG", "2.png", "3 ü.webp", "broken.jpg", "gone.png"]
+    assert names[7:] == ["picture 4", "picture 5", "picture 6"]
+    assert table.face[:2].tolist() == [1, 2]
+    assert table.left[:2].tolist() == [100, 300]
+    assert table.error.sum() == 2
 
 
 def test_nothing_and_empty_folders(model, tmp_path):
@@ -815,6 +829,7 @@ def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
 
     names = {
         **vars(prediction),
+        "annotate": annotate,
         "chance": np.random.default_rng(0),
         "test": Test(),
         "names": NAMES,
@@ -829,7 +844,24 @@ def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
     assert picture.size == (240, 240)
     assert last is button
 
-        "annotate": annotate,
+
+def test_the_notebook_keeps_a_photo_and_one_of_the_same_name_from_drive(face, tmp_path):
+    text = (Path(__file__).parents[1] / "notebooks/Facial Emotion Recognition.py").read_text(
+        "utf-8"
+    )
+    cell = next(cell for cell in text.split("# %%\n") if cell.startswith("photos = "))
+    face.save(tmp_path / "me.png")
+    names = {
+        "Path": Path,
+        "PHOTO": str(tmp_path / "me.png"),
+        "GDOWN_ID": "1a2b3c4d5e6f7g8h9",
+        "download_example": lambda *_: tmp_path / "me.png",
+        "read_image": read_image,
+        "run": SimpleNamespace(folder=tmp_path),
+    }
+    exec(cell.split("# %% [markdown]")[0], names)
+    assert list(names["photos"]) == ["me.png", "Drive: me.png"]
+
 
 # The shared photos and odd files
 
@@ -867,21 +899,3 @@ def test_orientations_show_the_same_upright_picture():
     for picture in pictures[1:]:
         difference = np.asarray(picture).astype(int) - np.asarray(pictures[0])
         assert np.abs(difference).mean() < 6  # each has another number printed on it
-def test_the_notebook_keeps_a_photo_and_one_of_the_same_name_from_drive(face, tmp_path):
-    text = (Path(__file__).parents[1] / "notebooks/Facial Emotion Recognition.py").read_text(
-        "utf-8"
-    )
-    cell = next(cell for cell in text.split("# %%\n") if cell.startswith("photos = "))
-    face.save(tmp_path / "me.png")
-    names = {
-        "Path": Path,
-        "PHOTO": str(tmp_path / "me.png"),
-        "GDOWN_ID": "1a2b3c4d5e6f7g8h9",
-        "download_example": lambda *_: tmp_path / "me.png",
-        "read_image": read_image,
-        "run": SimpleNamespace(folder=tmp_path),
-    }
-    exec(cell.split("# %% [markdown]")[0], names)
-    assert list(names["photos"]) == ["me.png", "Drive: me.png"]
-
-
