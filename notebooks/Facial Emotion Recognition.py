@@ -300,7 +300,7 @@ print(f"{len(others)} other datasets, {'no' if test_votes is None else 'with'} F
 photos = {Path(PHOTO).name: read_image(PHOTO)} if PHOTO else {}
 if GDOWN_ID:
     path = download_example(GDOWN_ID, run.folder / "photos")
-    photos[path.name] = read_image(path)
+    photos[f"Drive: {path.name}"] = read_image(path)  # PHOTO may have the same name
 print(f"{len(photos)} photos of your own.")
 
 # %% [markdown]

@@ -65,7 +65,6 @@ def server():
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """No detector file anywhere, and nothing remembered of earlier attempts."""
-    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(detectors, "SHIPPED_MODEL", tmp_path / "not shipped")
     monkeypatch.setattr(mounts, "KAGGLE_INPUT", tmp_path / "input")
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "cache")
@@ -152,7 +151,6 @@ def test_the_file_is_fetched_once_and_kept(server, wanted, nowhere):
 
 def test_the_file_of_the_package_needs_no_network(nowhere, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: nowhere)
     monkeypatch.setattr(detectors, "MODEL_URL", "http://127.0.0.1:1/x")
     content = find_model()
@@ -197,15 +195,12 @@ def test_a_cache_that_cannot_be_written_does_not_matter(wanted, nowhere):
     assert find_model() == wanted
 
 
-def test_a_named_file_wins_and_must_exist(server, wanted, nowhere, monkeypatch, tmp_path):
+def test_a_named_file_wins_and_must_exist(server, wanted, nowhere, tmp_path):
     mine = tmp_path / "mein YuNet é.onnx"
     mine.write_bytes(b"another")
     assert find_model(mine) == b"another"
-    monkeypatch.setenv(detectors.MODEL_VARIABLE, str(mine))
-    assert find_model() == b"another"
-    monkeypatch.setenv(detectors.MODEL_VARIABLE, str(tmp_path / "gone.onnx"))
     with pytest.raises(DetectorError, match=r"gone\.onnx.*correct the path"):
-        find_model()
+        find_model(tmp_path / "gone.onnx")
     assert server.requests == []
 
 
@@ -224,7 +219,6 @@ def test_what_is_attached_is_walked_through_only_when_needed(nowhere, monkeypatc
         yield
 
     monkeypatch.undo()
-    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(detectors, "attached_files", walk)
     assert hashlib.sha256(find_model()).hexdigest() == detectors.MODEL_SHA256
 
@@ -235,6 +229,15 @@ def test_what_is_attached_is_walked_through_only_when_needed(nowhere, monkeypatc
 def test_without_opencv_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(DetectorError, match=r"no detector here.*pip install opencv"):
+        load_detector()
+
+
+def test_an_opencv_that_does_not_load_is_not_called_missing(monkeypatch, tmp_path):
+    text = "libGL.so.1: cannot open shared object file"
+    (tmp_path / "cv2.py").write_text(f"raise ImportError({text!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    with pytest.raises(DetectorError, match=rf"cv2 does not load \({text}\)"):
         load_detector()
 
 
