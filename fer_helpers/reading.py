@@ -128,6 +128,7 @@ class Reader:
             sentence: says what is scored.
             groups: (N,), equal for training faces that must stay together; twins by default.
         """
+        scored = sentence
         if selection is not None:
             sentence += f" Choices are made on {selection.split} ({len(selection):,} images)."
         elif self.selection_size == 0:
@@ -158,6 +159,7 @@ class Reader:
             sentence=sentence,
             notes=tuple(self.notes),
             bad_files=tuple(self.bad_files),
+            scored=scored,
         )
 
     def _cut_selection(self, train: FaceSet, groups) -> tuple[FaceSet, FaceSet]:

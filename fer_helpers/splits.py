@@ -120,6 +120,7 @@ class Splits:
         sentence: which rule divided it, for the reader.
         notes: what else the reader should know: bad files skipped, folders renamed, ...
         bad_files: `(name, reason)` of every file that was skipped.
+        scored: the part of `sentence` that says what is scored.
     """
 
     train: TrainSet
@@ -128,6 +129,7 @@ class Splits:
     sentence: str
     notes: tuple[str, ...] = ()
     bad_files: tuple[tuple[str, str], ...] = ()
+    scored: str = ""
 
 
 def _shares(counts: np.ndarray, size: int) -> np.ndarray:
