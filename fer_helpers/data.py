@@ -190,6 +190,8 @@ def divide_fer(
 ) -> Splits:
     """Put together what FER2013 is trained on, chosen on and scored on, from folders or a CSV file.
 
+    Other datasets in a CSV file of its form are divided the same way, under their own name.
+
     Args:
         reader: what read both sets; notes on a lost or incomplete split are added to it.
         train: the faces of Training.
@@ -204,7 +206,7 @@ def divide_fer(
     reader.notes.extend(_compare_with_official(train, halves))
     if len(halves) == 1:
         name, positions = next(iter(halves.items()))
-        sentence = f"FER2013: {name} ({len(test):,} images) is the test set."
+        sentence = f"{reader.dataset}: {name} ({len(test):,} images) is the test set."
         if name == "test":
             reader.notes.append(
                 "test: the names carry no PublicTest_ or PrivateTest_ prefix, so the official "
@@ -214,7 +216,7 @@ def divide_fer(
         return reader.divide(train, None, [only], sentence)
     public = as_test(test.take(halves["PublicTest"]), hashes, "PublicTest", _SELECTED)
     private = as_test(test.take(halves["PrivateTest"]), hashes, "PrivateTest")
-    sentence = f"FER2013: PrivateTest ({len(private):,} images) is scored once."
+    sentence = f"{reader.dataset}: PrivateTest ({len(private):,} images) is scored once."
     chosen = public.take(slice(None), as_type=FaceSet)
     splits = reader.divide(train, chosen, [private, public], sentence)
     return replace(splits, tests=(*splits.tests, _pool(test, splits.tests)))
