@@ -33,6 +33,7 @@ from fer_helpers.fer_csv import USAGES
 from fer_helpers.layouts import (
     AFFECTNET_CLASSES,
     FER_CLASSES,
+    FER_COUNTS,
     SPLIT_FOLDERS,
     DataError,
     find_dataset,
@@ -260,15 +261,14 @@ def _official_split(file: str) -> str:
 
 
 def _compare_with_official(train: FaceSet, halves: Mapping[str, np.ndarray]) -> list[str]:
-    """Notes on splits that do not have the official number of images."""
-    if train.origin == "drawn":
+    """Notes on splits of FER2013 that do not have the official number of images."""
+    if train.origin == "drawn" or train.dataset != "FER2013":
         return []
-    sizes = {"Training": (len(train), 28_709)}
-    sizes |= {name: (len(positions), 3_589) for name, positions in halves.items() if name != "test"}
+    found = {"Training": len(train)} | {name: len(where) for name, where in halves.items()}
     return [
-        f"{name} has {count:,} images, the official split {official:,}: is it complete?"
-        for name, (count, official) in sizes.items()
-        if count != official
+        f"{name} has {found[name]:,} images, the official split {official:,}: is it complete?"
+        for name, official in ((name, sum(counts)) for name, counts in FER_COUNTS.items())
+        if found.get(name, official) != official
     ]
 
 
