@@ -102,10 +102,11 @@ def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
     order = [name for name in dict.fromkeys(table["split"])]
     counts = counts.reindex(splits.train.class_names)[order]
     pairs = _near_table(splits, table, near)
+    unreadable = "the notes name up to five of each split, `splits.bad_files` all"
     rows = [
         *_count_findings(splits, counts),
         _finding("modes and sizes", _tally(table["native"])),
-        _finding("unreadable files", f"{len(splits.bad_files):,}", "0", "listed in the notes"),
+        _finding("unreadable files", f"{len(splits.bad_files):,}", "0", unreadable),
         _finding("blank pictures", _by_split(blanks, order), "0", "DROP_BLANKS"),
         *_twin_findings(table, twins, order),
         *_near_findings(splits, pairs, near),
