@@ -19,12 +19,14 @@ from fer_helpers.files import rename
 from fer_helpers.layouts import (
     AFFECTNET_CLASSES,
     FER_CLASSES,
+    FER_COUNTS,
     DataError,
     find_dataset,
     list_class_folders,
 )
 
-OFFICIAL_COUNTS = {"train": 28_709, "test": 7_178}
+_TRAIN, *_TESTS = (sum(counts) for counts in FER_COUNTS.values())
+OFFICIAL_COUNTS = {"train": _TRAIN, "test": sum(_TESTS)}  # Kaggle pools both halves in `test`
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from fer_helpers.data import (
     load_affectnet,
     load_fer2013,
 )
+from fer_helpers.data_check import check_data
 from fer_helpers.layouts import canonical_emotion
 from fer_helpers.splits import SelectionSet, TestSet, TrainSet, limit_faces, slice_positions
 from tests.faces_on_disk import picture, save, write_affectnet, write_fer
@@ -365,6 +366,8 @@ def test_bad_files_are_skipped_below_the_share_and_listed(tmp_path):
     assert bad["train/sad/Training_0.png"] == "empty file" and len(bad) == 3
     note = next(note for note in splits.notes if "skipped" in note)
     assert "3 of 73" in note and "notes.txt" in note and "Training_cut.png" in note
+    findings = check_data(splits, near=None).findings.set_index("check")
+    assert "`splits.bad_files` all" in findings.loc["unreadable files", "advice"]
 
 
 def test_bad_files_above_the_share_are_an_error(tmp_path):

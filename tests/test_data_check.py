@@ -231,6 +231,22 @@ def test_blank_is_a_spread_of_at_most_eight_in_every_channel():
     assert data_check.is_blank(face_set(images)).tolist() == [True, False, False, True]
 
 
+def test_large_pictures_are_looked_at_a_few_at_a_time(monkeypatch):
+    faces = face_set(np.zeros((400, 96, 96, 3), np.uint8))
+    held, images = [], FaceSet.images
+
+    def watch(self, positions=None):
+        held.append(images(self, positions))
+        return held[-1]
+
+    monkeypatch.setattr(FaceSet, "images", watch)
+    for look, pictures in ((data_check.is_blank, 4096), (lambda f: near_twins([f], block=64), 64)):
+        held.clear()
+        look(faces)
+        assert sum(map(len, held)) == 400
+        assert max(part.nbytes for part in held) <= pictures * 48 * 48
+
+
 # ---------------------------------------------------------------- acting
 
 
