@@ -131,6 +131,7 @@ def test_runs_on_other_pictures_are_not_tested_silently(tmp_path, files, labels,
         class_names=classes,
         dataset="made-up",
         split="PrivateTest",
+        leak_free=np.ones(2, bool),
     )
     records, _ = read_runs([first.folder, second.folder])
     pairs = comparison.mcnemar_pairs(records, "made-up", "PrivateTest")
