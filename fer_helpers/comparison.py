@@ -33,8 +33,8 @@ import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fer_helpers.confusions import holm
 from fer_helpers.evaluation import evaluate, mcnemar, seeds_summary, softmax
+from fer_helpers.independence import holm
 from fer_helpers.plot_style import PALETTE, as_percent, clean, in_style, new_figure
 from fer_helpers.records import scored, stamp, write_history, write_metrics, write_predictions
 from fer_helpers.runs import STATE, Run, RunError, open_run

@@ -34,14 +34,13 @@ from fer_helpers.calibration import (
 )
 from fer_helpers.confusions import (
     check_names,
-    chi_square,
-    chi_square_text,
     class_scores,
     confusion_matrix,
     confusion_scores,
     report_text,
     top_confusions,
 )
+from fer_helpers.independence import chi_square, chi_square_text
 
 # One address for every number about a model's answers, wherever it is written.
 __all__ = [

@@ -9,8 +9,8 @@ import pytest
 
 from fer_helpers import comparison
 from fer_helpers.comparison import compare, read_run, read_runs, write_made_up_run
-from fer_helpers.confusions import holm
 from fer_helpers.evaluation import mcnemar
+from fer_helpers.independence import holm
 from fer_helpers.records import write_predictions
 
 
