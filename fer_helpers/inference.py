@@ -300,12 +300,11 @@ def embed(
     faces: Any,
     preprocess: Preprocess,
     *,
-    batch_size: int = 256,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
 ) -> np.ndarray:
     """Pooled features of every face: float32 (N, F)."""
-    how = {"batch_size": batch_size, "device": device, "precision": precision}
+    how = {"batch_size": 256, "device": device, "precision": precision}
     return _over_batches(model, faces, preprocess, model.embed, **how)
 
 

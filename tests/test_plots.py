@@ -14,10 +14,10 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from fer_helpers import plots
-from fer_helpers.confusions import chi_square
 from fer_helpers.evaluation import (
     abstain_threshold,
     answered_above,
+    chi_square,
     class_scores,
     reliability,
     risk_coverage,
@@ -311,6 +311,17 @@ def test_a_threshold_shows_what_is_left_and_none_above_every_confidence():
     assert any(shares in t and f"{100 * chosen['accuracy']:.1f} % right" in t for t in said)
     silent = plots.plot_risk_coverage(curve, answered_above(probabilities, labels, 1.0))
     assert "answered from confidence 100 %: no face" in texts(silent)
+
+
+def test_numbers_of_many_classes_do_not_run_into_each_other():
+    names = [f"class {k}" for k in range(16)]
+    confusion = np.full((16, 16), 1234)
+    each = {name: dict.fromkeys(("precision", "recall", "f1"), 0.5) for name in names}
+    scores = {name: row | {"support": 1} for name, row in each.items()}
+    for figure in (plots.plot_confusion(confusion, names), plots.plot_class_scores(scores)):
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+        for k, one in enumerate(boxes):
+            assert not any(one.overlaps(other) for other in boxes[k + 1 :])
 
 
 def test_small_faces_are_enlarged_pixel_by_pixel():
