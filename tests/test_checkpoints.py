@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 import pickle
@@ -8,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from fer_helpers import checkpoints, files
+from fer_helpers import checkpoints
 from fer_helpers.checkpoints import (
     CheckpointError,
     compare_identity,
@@ -24,7 +23,15 @@ from fer_helpers.checkpoints import (
 )
 from fer_helpers.files import remove_partials, replace_file
 from fer_helpers.inference import predict_logits
-from tests.tiny import NAMES, PREPROCESS, net, same_weights, selection_faces, train
+from tests.tiny import (
+    NAMES,
+    PREPROCESS,
+    full_disk,
+    net,
+    same_weights,
+    selection_faces,
+    train,
+)
 
 
 class Bomb:
@@ -35,13 +42,6 @@ class Bomb:
 
     def __reduce__(self):
         return open, (self.path, "w")
-
-
-def full_disk(monkeypatch):
-    def refuse(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", refuse)
 
 
 def saved(folder, **more):

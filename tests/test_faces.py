@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import math
-import os
+import subprocess
 import sys
 import threading
 import time
@@ -16,13 +16,14 @@ import platformdirs
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from fer_helpers import detectors, faces, mounts, sources
+from fer_helpers import detectors, faces, mounts
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.detectors import Detector, DetectorError, Face, find_model, load_detector
 from fer_helpers.faces import AFFECTNET_MARGIN, crop_face, find_faces
 from fer_helpers.sources import FetchError, fetch
+from tests.faces_on_disk import shared
 
-SHARED = Path(os.environ.get("FER_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -457,10 +458,7 @@ def detector():
 
 
 def photo(name):
-    path = SHARED / "photos" / name
-    if not path.exists():
-        pytest.skip(f"needs the shared photos in {SHARED / 'photos'}")
-    return ImageOps.exif_transpose(Image.open(path))
+    return ImageOps.exif_transpose(Image.open(shared(f"photos/{name}")))
 
 
 def group():
@@ -596,6 +594,9 @@ def test_photos(detector, name, least, most):
 
 
 def test_import_needs_neither_opencv_nor_network():
-    # Everything optional is imported inside functions.
-    assert "cv2" not in vars(faces)
-    assert "requests" not in vars(sources)
+    code = (
+        "import sys, fer_helpers.prediction, fer_helpers.video\n"
+        "print(sorted({'cv2', 'requests'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

@@ -12,6 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from PIL import Image
+from test_confusions import NAMES
+from test_confusions import ORIGINAL as CONFUSION
 
 from fer_helpers import plots
 from fer_helpers.confusions import chi_square
@@ -27,7 +29,6 @@ from fer_helpers.exploration import precision_recall
 
 matplotlib.use("Agg")
 
-NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 ODD = (
     "$x$",
     "_hidden",
@@ -36,17 +37,6 @@ ODD = (
     "a name that is far too long for a tick",
     "$",
     "\\frac",
-)
-CONFUSION = np.array(
-    [
-        [597, 29, 88, 31, 86, 105, 22],
-        [21, 81, 2, 2, 1, 3, 1],
-        [131, 15, 438, 21, 87, 229, 103],
-        [32, 5, 28, 1514, 110, 45, 40],
-        [73, 12, 37, 59, 836, 194, 22],
-        [131, 16, 115, 41, 213, 714, 17],
-        [21, 0, 77, 36, 15, 15, 667],
-    ]
 )
 HISTORY = [
     {

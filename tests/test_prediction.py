@@ -13,7 +13,7 @@ import pytest
 import requests
 import torch
 from PIL import Image
-from test_faces import SHARED, nowhere, server  # noqa: F401 (fixtures)
+from test_faces import nowhere, server  # noqa: F401 (fixtures)
 from torch import nn
 from torchvision.transforms import v2
 
@@ -33,6 +33,7 @@ from fer_helpers.prediction import (
 )
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.sources import download_example, list_images, read_image
+from tests.faces_on_disk import shared
 
 NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 NO_ADDRESS = "://".join(("http", "[::1/x.jpg"))  # no host for the check of hosts to find
@@ -806,13 +807,7 @@ def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
     assert last is button
 
 
-# The shared photos and odd files
-
-
-def shared(folder):
-    if not (SHARED / folder).is_dir():
-        pytest.skip(f"needs the shared data in {SHARED}")
-    return SHARED / folder
+# The shared odd files
 
 
 @pytest.mark.slow
@@ -834,11 +829,3 @@ def test_odd_files_give_an_answer_or_one_sentence(model):
         "thumbor_image_invalid.jpg",
     }
     assert all("\n" not in note for note in table.note)
-
-
-def test_orientations_show_the_same_upright_picture():
-    root = shared("odd-images")
-    pictures = [read_image(root / f"Portrait_{i}.jpg").resize((60, 90)) for i in range(1, 9)]
-    for picture in pictures[1:]:
-        difference = np.asarray(picture).astype(int) - np.asarray(pictures[0])
-        assert np.abs(difference).mean() < 6  # each has another number printed on it
