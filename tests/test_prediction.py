@@ -22,6 +22,7 @@ from fer_helpers.answers import Prediction, annotate, plot_answer
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.detectors import Detector, DetectorError, Face
+from fer_helpers.export import export_onnx
 from fer_helpers.models import build_model
 from fer_helpers.pictures import ImageError
 from fer_helpers.prediction import (
@@ -348,10 +349,9 @@ def test_the_margin_follows_the_training_faces(model):
 @pytest.mark.slow
 def test_torch_and_onnx_agree(face, checkpoint, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra [export]")
-    export = pytest.importorskip("fer_helpers.export", reason="needs fer_helpers.export")
     loaded = load_classifier(checkpoint)
     path = tmp_path / "model.onnx"
-    export.export_onnx(
+    export_onnx(
         path, loaded.model, NAMES, loaded.preprocess, temperature=2.0, extra={"min_confidence": 0.9}
     )
     face.save(tmp_path / "a.jpg")

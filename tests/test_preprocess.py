@@ -529,7 +529,7 @@ def test_a_large_jpeg_is_decoded_smaller(monkeypatch):
         small = np.asarray(Image.fromarray(array).reduce(factor)).astype(int)
         assert np.abs(np.rot90(np.asarray(image)) - small).mean() < 5
     monkeypatch.setattr(module, "MAX_PIXELS", 299)
-    with pytest.raises(ImageError, match=r"too large \(15 x 20\)|too large"):
+    with pytest.raises(ImageError, match=r"too large \(15 x 20\)"):
         open_image(data)
     monkeypatch.setattr(module, "MAX_PIXELS", 300)
     with pytest.raises(ImageError, match="too large"):

@@ -20,6 +20,7 @@ from PIL import Image
 
 from fer_helpers import decoding, store
 from fer_helpers.layouts import DataError, list_class_folders
+from fer_helpers.pictures import open_image
 
 
 def write_faces(root, count=40, size=(12, 12), mode="L", suffix="png"):
@@ -142,7 +143,6 @@ def test_pixels_are_hashed_before_they_are_reduced(tmp_path):
 
 
 def test_odd_files_are_read_as_prediction_reads_them(tmp_path):
-    preprocess = pytest.importorskip("fer_helpers.preprocess")
     root = write_faces(tmp_path / "faces", 2)
     Image.fromarray((np.arange(144, dtype=np.uint16) * 400).reshape(12, 12)).save(
         root / "sad/16.png"
@@ -156,7 +156,7 @@ def test_odd_files_are_read_as_prediction_reads_them(tmp_path):
     found = open_folder(root, tmp_path / "cache")
     names = list_class_folders(root, "train", "X").names
     for name in ("16", "alpha", "turned"):
-        expected = preprocess.open_image(root / f"sad/{name}.png").convert("L")
+        expected = open_image(root / f"sad/{name}.png").convert("L")
         pixels = found.pixels[names.index(f"train/sad/{name}.png"), :, :, 0]
         np.testing.assert_array_equal(pixels, np.asarray(expected))
 
