@@ -104,6 +104,15 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".hidden", "last.pt"]
 
 
+def test_what_another_process_may_still_write_stays(tmp_path):
+    for minutes in (5, 15):
+        partial = tmp_path / f".last.pt.{minutes}.partial"
+        partial.write_text("")
+        os.utime(partial, (partial.stat().st_mtime - 60 * minutes,) * 2)
+    remove_partials(tmp_path, minutes=10)
+    assert os.listdir(tmp_path) == [".last.pt.5.partial"]
+
+
 @pytest.mark.parametrize("error", [PermissionError(13, "in use"), MemoryError("no memory")])
 def test_a_state_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
     save_state(tmp_path / "last.pt", {"x": 1})

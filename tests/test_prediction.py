@@ -212,6 +212,20 @@ def test_uncertain_is_below_the_threshold(face, model):
     assert not ask(face, model).uncertain
 
 
+@pytest.mark.parametrize("share, uncertain", [(0.49, True), (0.51, False)])
+def test_half_is_the_threshold_where_a_model_names_none(face, share, uncertain):
+    class Sure(nn.Module):
+        """Gives one class `share` of the probability, and the others the rest."""
+
+        def forward(self, x):
+            shares = torch.tensor([share] + [(1 - share) / 6] * 6)
+            return shares.log().expand(len(x), 7)
+
+    answer = ask(face, Sure())
+    assert answer.confidence == pytest.approx(100 * share)
+    assert answer.uncertain is uncertain
+
+
 def test_views_change_the_answer_a_little(face, model):
     one, ten = ask(face, model), ask(face, model, views=10)
     assert not same(one, ten)

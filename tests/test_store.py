@@ -312,6 +312,16 @@ def test_entries_that_nobody_opened_for_long_are_cleared_away(tmp_path):
     assert not unused.exists() and not half.exists()
 
 
+@pytest.mark.parametrize("days, kept", [(59, True), (61, False)])
+def test_an_entry_is_kept_for_60_days(tmp_path, days, kept):
+    unopened = tmp_path / "cache" / ("0" * 32)
+    unopened.mkdir(parents=True)
+    (unopened / "pixels.npy").touch()
+    os.utime(unopened, (time.time() - days * 86_400,) * 2)
+    open_folder(write_faces(tmp_path / "faces", 4), tmp_path / "cache")
+    assert unopened.exists() is kept
+
+
 @pytest.mark.slow
 def test_two_processes_build_the_same_entry(tmp_path):
     root = write_faces(tmp_path / "faces", 200)
