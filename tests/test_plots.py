@@ -177,7 +177,7 @@ def test_a_notebook_shows_this_png_once_and_not_the_one_of_its_backend():
         "plot_class_accuracy([[3, 1], [0, 2]], ('Happy', 'Sad'))"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     [output] = notebook.cells[0].outputs
     assert set(output["data"]) == {"image/png", "text/plain"}
     raw = base64.b64decode(output["data"]["image/png"])

@@ -459,9 +459,15 @@ def test_many_files_are_decoded_by_processes_that_need_no_guard(tmp_path):
     assert done.stdout.split("\n") == ["begun", said, ""]
 
 
+def by_two_processes(monkeypatch):
+    """Decode like many files on two processors, however few there are."""
+    monkeypatch.setattr(decoding, "FILES_WORTH_A_POOL", 1)
+    monkeypatch.setattr(decoding.joblib, "cpu_count", lambda: 2)  # with one, pytest would decode
+
+
 def test_a_decoding_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces", 60)
-    monkeypatch.setattr(decoding, "FILES_WORTH_A_POOL", 1)
+    by_two_processes(monkeypatch)
     monkeypatch.setattr(decoding, "_read_all", _killed)
     with pytest.raises(DataError, match=r"train: a process .* was ended from outside"):
         open_folder(root, tmp_path / "cache")
@@ -476,7 +482,7 @@ def _killed(*_):
 
 def test_a_disk_that_fills_up_stops_the_processes_without_a_remark(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces", 60)
-    monkeypatch.setattr(decoding, "FILES_WORTH_A_POOL", 1)
+    by_two_processes(monkeypatch)
     monkeypatch.setattr(store, "CHUNK_BYTES", 300)
     read = store._Builder.write
 
