@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from fer_helpers.flaws import (
     file_family,
     near_twins,
 )
-from tests.faces_on_disk import picture, save, write_affectnet, write_fer
+from tests.faces_on_disk import picture, save, shared, write_affectnet, write_fer
 
 
 def load(root, **keywords):
@@ -371,11 +370,7 @@ def test_splits_of_different_sizes_are_checked_too(tmp_path):
 
 @pytest.mark.slow
 def test_the_real_fer2013_has_the_measured_flaws(tmp_path):
-    places = [folder / "shared/data/fer2013-dev.zip" for folder in Path(__file__).resolve().parents]
-    archive = next((place for place in places if place.is_file()), None)
-    if archive is None:
-        pytest.skip("../shared/data/fer2013-dev.zip is not here: no real data on this machine")
-    shutil.unpack_archive(archive, tmp_path)
+    shutil.unpack_archive(shared("fer2013-dev.zip"), tmp_path)
     report = check_data(load(tmp_path), near=0.99)
     assert finding(report, "exact twins")["found"] == "1,271 groups, 2,793 images, 1,522 surplus"
     assert finding(report, "twin groups across")["found"] == "270"

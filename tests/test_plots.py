@@ -12,6 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from PIL import Image
+from test_confusions import NAMES
+from test_confusions import ORIGINAL as CONFUSION
 
 from fer_helpers import plots
 from fer_helpers.evaluation import (
@@ -27,7 +29,6 @@ from fer_helpers.exploration import precision_recall
 
 matplotlib.use("Agg")
 
-NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 ODD = (
     "$x$",
     "_hidden",
@@ -36,17 +37,6 @@ ODD = (
     "a name that is far too long for a tick",
     "$",
     "\\frac",
-)
-CONFUSION = np.array(
-    [
-        [597, 29, 88, 31, 86, 105, 22],
-        [21, 81, 2, 2, 1, 3, 1],
-        [131, 15, 438, 21, 87, 229, 103],
-        [32, 5, 28, 1514, 110, 45, 40],
-        [73, 12, 37, 59, 836, 194, 22],
-        [131, 16, 115, 41, 213, 714, 17],
-        [21, 0, 77, 36, 15, 15, 667],
-    ]
 )
 HISTORY = [
     {
@@ -187,7 +177,7 @@ def test_a_notebook_shows_this_png_once_and_not_the_one_of_its_backend():
         "plot_class_accuracy([[3, 1], [0, 2]], ('Happy', 'Sad'))"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     [output] = notebook.cells[0].outputs
     assert set(output["data"]) == {"image/png", "text/plain"}
     raw = base64.b64decode(output["data"]["image/png"])

@@ -13,7 +13,7 @@ import pytest
 import requests
 import torch
 from PIL import Image
-from test_faces import SHARED, nowhere, server  # noqa: F401 (fixtures)
+from test_faces import nowhere, server  # noqa: F401 (fixtures)
 from torch import nn
 from torchvision.transforms import v2
 
@@ -22,6 +22,7 @@ from fer_helpers.answers import Prediction, annotate, plot_answer
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.detectors import Detector, DetectorError, Face
+from fer_helpers.export import export_onnx
 from fer_helpers.models import build_model
 from fer_helpers.pictures import ImageError
 from fer_helpers.prediction import (
@@ -33,6 +34,7 @@ from fer_helpers.prediction import (
 )
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.sources import download_example, list_images, read_image
+from tests.faces_on_disk import shared
 
 NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 NO_ADDRESS = "://".join(("http", "[::1/x.jpg"))  # no host for the check of hosts to find
@@ -210,6 +212,20 @@ def test_uncertain_is_below_the_threshold(face, model):
     assert not ask(face, model).uncertain
 
 
+@pytest.mark.parametrize("share, uncertain", [(0.49, True), (0.51, False)])
+def test_half_is_the_threshold_where_a_model_names_none(face, share, uncertain):
+    class Sure(nn.Module):
+        """Gives one class `share` of the probability, and the others the rest."""
+
+        def forward(self, x):
+            shares = torch.tensor([share] + [(1 - share) / 6] * 6)
+            return shares.log().expand(len(x), 7)
+
+    answer = ask(face, Sure())
+    assert answer.confidence == pytest.approx(100 * share)
+    assert answer.uncertain is uncertain
+
+
 def test_views_change_the_answer_a_little(face, model):
     one, ten = ask(face, model), ask(face, model, views=10)
     assert not same(one, ten)
@@ -351,10 +367,9 @@ def test_the_margin_follows_the_training_faces(model):
 @pytest.mark.slow
 def test_torch_and_onnx_agree(face, checkpoint, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra [export]")
-    export = pytest.importorskip("fer_helpers.export", reason="needs fer_helpers.export")
     loaded = load_classifier(checkpoint)
     path = tmp_path / "model.onnx"
-    export.export_onnx(
+    export_onnx(
         path, loaded.model, NAMES, loaded.preprocess, temperature=2.0, extra={"min_confidence": 0.9}
     )
     face.save(tmp_path / "a.jpg")
@@ -863,13 +878,7 @@ def test_the_notebook_keeps_a_photo_and_one_of_the_same_name_from_drive(face, tm
     assert list(names["photos"]) == ["me.png", "Drive: me.png"]
 
 
-# The shared photos and odd files
-
-
-def shared(folder):
-    if not (SHARED / folder).is_dir():
-        pytest.skip(f"needs the shared data in {SHARED}")
-    return SHARED / folder
+# The shared odd files
 
 
 @pytest.mark.slow
@@ -891,11 +900,3 @@ def test_odd_files_give_an_answer_or_one_sentence(model):
         "thumbor_image_invalid.jpg",
     }
     assert all("\n" not in note for note in table.note)
-
-
-def test_orientations_show_the_same_upright_picture():
-    root = shared("odd-images")
-    pictures = [read_image(root / f"Portrait_{i}.jpg").resize((60, 90)) for i in range(1, 9)]
-    for picture in pictures[1:]:
-        difference = np.asarray(picture).astype(int) - np.asarray(pictures[0])
-        assert np.abs(difference).mean() < 6  # each has another number printed on it

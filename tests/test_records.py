@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from test_runs import full_disk, listing
+from test_runs import listing
 
 from fer_helpers import records, versions
 from fer_helpers.runs import RunError, open_run
+from tests.tiny import full_disk
 
 CLASSES = ["Anger", "Happy", "Sad"]
 
