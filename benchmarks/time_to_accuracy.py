@@ -20,12 +20,11 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from ablation import named_values, read_fer, votes_of
+from ablation import named_values, public_only, read_fer, votes_of
 
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
@@ -51,20 +50,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    changes = {"phases": "fer2013", "selection_size": 0, "seed": options.seed}
-    changes |= named_values(options.set)
+    changes = {"phases": "fer2013", "seed": options.seed} | named_values(options.set)
     log = partial(print, flush=True)
     config = Config.from_yaml(options.params).changed(**changes)
     device = pick_device(options.device)
     where = {"device": device, "precision": pick_precision(config.precision, device)}
-    fer = read_fer(options.data, config, options.hold_out)
-    # With both halves of the test folder there, PrivateTest is the headline; it is kept for the
-    # notebook's run. The half that is scored here decides nothing, so that it stays a test.
-    public = [replace(test, stamp="") for test in fer.tests if test.split == "PublicTest"]
-    if not public:
-        sys.exit(
-            f"No PublicTest images in {options.data / 'fer2013' / 'test'}: there must be some."
-        )
+    fer = public_only(read_fer(options.data, config, options.hold_out), options.data)
     preprocess = Preprocess(size=config.image_size, channels=config.input_channels, grey=True)
     torch.manual_seed(config.seed)
     model = build_model(len(fer.train.class_names), **config.model_kwargs())
@@ -81,8 +72,7 @@ def main() -> None:
         sys.exit("Stopped; the same command continues.")
     minutes = sum(row["seconds"] for row in result.history) / 60
     scores, temperature, _ = score_tests(
-        model, replace(fer, tests=tuple(public)), preprocess,
-        views=config.tta_views, seed=config.seed, **where,
+        model, fer, preprocess, views=config.tta_views, seed=config.seed, **where,
     )  # fmt: skip
     save_model(
         options.out / "model.safetensors", model, fer.train.class_names, preprocess,

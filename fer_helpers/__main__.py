@@ -1,6 +1,7 @@
 """Predict emotions from the shell: `python -m fer_helpers photo.jpg folder/ --csv out.csv`.
 
-Exit codes: 0 every picture was read, 1 some were not (each is named), 2 nothing could be done.
+Exit codes: 0 every picture was read, 1 some were not (each is named), 2 nothing could be done or
+the table could not be written, 130 stopped from the keyboard.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zip": "zip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
+# A .zip would name its member after the temporary file, and .zst needs a package of its own.
+NO_TABLES = {".zip", ".zst"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,7 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fer_helpers",
         description="Predict the emotion of every face in photos, folders of photos, or URLs.",
-        epilog="Exit codes: 0 every picture was read, 1 some were not, 2 nothing could be done.",
+        epilog="Exit codes: 0 every picture was read, 1 some were not, 2 nothing could be done or "
+        "the table could not be written, 130 stopped.",
     )
     parser.add_argument(
         "pictures", nargs="+", metavar="PICTURE", help="file, folder or http(s) URL"
@@ -88,19 +92,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     annotate = options.annotate and local_path(options.annotate)
     csv = options.csv and local_path(options.csv)
     try:
-        if csv is not None and csv.suffix.lower() in IMAGE_SUFFIXES:
+        if csv is not None and csv.suffix.lower() in IMAGE_SUFFIXES | NO_TABLES:
             raise PredictionError(
-                f"--csv {csv} is a picture's name: give a name that ends in .csv."
+                f"--csv {csv} is the name of a picture or an archive: give a name that ends in "
+                ".csv or .csv.gz."
             )
         for folder in (annotate, csv and csv.parent):
             if folder is not None:  # said now, not after a thousand pictures
                 folder.mkdir(parents=True, exist_ok=True)
-        if csv is not None:  # a folder, open in another program, or where nothing may be written
+        # Into a device or a pipe is written directly, and once: its reader ends with its writer.
+        direct = csv is not None and csv.exists() and not (csv.is_file() or csv.is_dir())
+        if csv is not None and not direct:
             csv = csv.resolve()  # what a link points to
-            if csv.exists():
+            if csv.exists():  # a folder, open in another program, or not to be written
                 csv.open("a").close()
-            if csv.is_file() or not csv.exists():
-                tempfile.TemporaryFile(dir=csv.parent).close()
+            tempfile.TemporaryFile(dir=csv.parent).close()
         classifier = load_classifier(options.model, balanced=options.balanced)
         if options.model is None:
             print(f"Answers come from {classifier.path}.", file=sys.stderr)
@@ -132,10 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 compression=COMPRESSIONS.get(csv.suffix.lower()),
             )
             try:
-                if csv.is_file() or not csv.exists():
-                    replace_file(csv, write)
-                else:  # a device or a pipe
+                if direct:
                     write(csv)
+                else:
+                    replace_file(csv, write)
             except OSError as error:  # which would name a temporary file
                 raise OSError(error.errno, error.strerror, str(csv)) from error
     except (CheckpointError, DetectorError, ExportError, PredictionError) as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NO_FACE_NOTE = "no face found"
+BOX_COLUMNS = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Prediction:
         """
         box = self.face_box or (None,) * 4
         return {
-            **dict(zip(("left", "top", "right", "bottom"), box, strict=True)),
+            **dict(zip(BOX_COLUMNS, box, strict=True)),
             "label": self.label,
             "confidence": self.confidence,
             **self.probabilities,

@@ -1,8 +1,8 @@
 """Reads a dataset in whatever layout it has: recognized from what is on disk, said in one sentence.
 
 Where labels are numbers whose meaning is not known, the question is asked instead of guessed at.
-The two layouts with a division of their own, AffectNet and FER2013, go to `data`; all others are
-read as they are listed, and get a test set where they bring none.
+FER2013, which has a division of its own, goes to `data`; all others are read as they are listed,
+and get a test set where they bring none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fer_helpers.data import contents, divide_fer, load_affectnet, load_fer2013
+from fer_helpers.data import contents, divide_fer, load_fer2013
 from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.layouts import (
     FER_CLASSES,
@@ -25,6 +25,7 @@ from fer_helpers.layouts import (
     split_folder,
 )
 from fer_helpers.neighbors import (
+    FER_CSV_FILES,
     LABEL_TABLES,
     LAYOUTS,
     Recognized,
@@ -39,7 +40,6 @@ from fer_helpers.splits import FaceSet, Splits, slice_positions
 def load_faces(
     path: str | Path,
     *,
-    layout: str = "auto",
     order: str | Sequence[str] | None = None,
     size: int | None = None,
     grey: bool | None = None,
@@ -57,7 +57,6 @@ def load_faces(
 
     Args:
         path: the folder of the dataset, a Kaggle mount of it, or a FER2013 CSV file.
-        layout: a key of `LAYOUTS`, or "auto" to recognize it.
         order: class names in the order of the dataset's numbers, where labels are numbers.
         size: reduce larger pictures to this many pixels; None keeps their size.
         grey: decode to one channel; None does so if the pictures are grey.
@@ -72,8 +71,6 @@ def load_faces(
         DataError: nothing known is there, labels are numbers of unknown meaning, or anything
             that the loaders of `data` refuse.
     """
-    if layout != "auto" and layout not in LAYOUTS:
-        raise DataError(f"layout {layout!r} is none of auto, {', '.join(LAYOUTS)}: use one of them")
     common = {
         "size": size,
         "cache_dir": cache_dir,
@@ -82,38 +79,36 @@ def load_faces(
         "max_bad_share": max_bad_share,
         "progress": progress,
     }
-    found = _find_layout(local_path(path), layout)
+    found = _find_layout(local_path(path))
     said = f"{found.root.name} is read as {LAYOUTS[found.layout]}"
     if found.layout == "fer2013":
         folders = [split_folder(found.root, role) for role in ("train", "test")]
         if None in folders:
             raise DataError(f"{found.root} lacks the folder train or test: unzip FER2013 again")
         splits = load_fer2013(*folders, grey=grey is not False, **common)
-    elif found.layout == "affectnet":
-        splits = load_affectnet(found.root, grey=bool(grey), **common)
     elif found.layout == "fer2013-csv":
-        splits = _load_csv(found.root, Reader("FER2013", grey=True, **common))
+        splits = _load_csv(found.root, Reader(found.dataset, grey=True, **common))
     else:
         splits = _load_listed(found, order, grey, common)
     return replace(splits, notes=(said, *splits.notes))
 
 
-def _find_layout(path: Path, layout: str) -> Recognized:
+def _find_layout(path: Path) -> Recognized:
     path = path.absolute()  # "." has no name, and a dataset is called like its folder
     if path.is_file() and path.name.lower() in LABEL_TABLES:
         path = path.parent
     elif path.is_file() and path.suffix.lower() == ".csv":
-        return Recognized("fer2013-csv", "FER2013", path)
+        is_fer = "fer2013" in path.stem.lower() or path.name.lower() in FER_CSV_FILES
+        return Recognized("fer2013-csv", "FER2013" if is_fer else path.stem, path)
     root = find_dataset(path, "the dataset folder", lambda folder: recognize(folder) is not None)
     found = recognize(root)
-    if layout != "auto":
-        return Recognized(layout, found.dataset if found else root.name, root)
     if found is None:
         raise DataError(
             f"{root} is in no known layout (it holds {contents(root)}; known are "
             f"{'; '.join(LAYOUTS.values())}): give the folder of the dataset itself"
         )
-    return found
+    # By the folder that was given: the one inside may be called "archive (3)".
+    return replace(found, dataset=found.dataset or path.name)
 
 
 def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> Splits:
@@ -123,7 +118,7 @@ def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> S
         grey = _all_grey(listings["train"])
     reader = Reader(found.dataset, grey=grey, **common)
     sets = {
-        role: reader.read(lambda role=role: relist()[role], listing)
+        role: reader.read(lambda role=role: relist(role)[role], listing)
         for role, listing in listings.items()
     }
     if len(sets) > 1:
@@ -162,39 +157,32 @@ def _load_csv(path: Path, reader: Reader) -> Splits:
     reader.notes.extend(f"{path.name}: {note}" for note in notes)
     rows = np.arange(len(table.usages))
     reader.judge("csv", path, [f"{path.name} row {row}" for row in rows], table.bad)
-    sets = {}
-    for usage in USAGES:
-        positions = rows[table.usages == usage]
-        if len(positions):
-            labels = [FER_CLASSES.index(name) for name in table.emotions[positions]]
-            sets[usage] = FaceSet(
-                pixels=table.pixels,
-                rows=positions,
-                labels=np.array(labels, dtype=np.int64),
-                class_names=FER_CLASSES,
-                files=np.array([f"{usage}/row_{row:05d}" for row in positions], dtype=object),
-                split=usage,
-                dataset="FER2013",
-                origin="drawn" if (path.resolve().parent / DRAWN_MARKER).exists() else "real",
-                content_hash=table.content_hash,
-                pixel_hashes=table.hashes[positions],
-                native=np.full(len(positions), "CSV 48x48", dtype=object),
-            )
-    if "Training" not in sets or len(sets) < 2:
+
+    def faces(split: str, usages: Sequence[str]) -> FaceSet:
+        positions = np.concatenate([rows[table.usages == usage] for usage in usages])
+        labels = [FER_CLASSES.index(name) for name in table.emotions[positions]]
+        files = [f"{table.usages[row]}/row_{row:05d}" for row in positions]
+        return FaceSet(
+            pixels=table.pixels,
+            rows=positions,
+            labels=np.array(labels, dtype=np.int64),
+            class_names=FER_CLASSES,
+            files=np.array(files, dtype=object),
+            split=split,
+            dataset=reader.dataset,
+            origin="drawn" if (path.resolve().parent / DRAWN_MARKER).exists() else "real",
+            content_hash=table.content_hash,
+            pixel_hashes=table.hashes[positions],
+            native=np.full(len(positions), "CSV 48x48", dtype=object),
+        )
+
+    there = [usage for usage in USAGES if usage in table.usages]
+    if "Training" not in there or len(there) < 2:
         raise DataError(
-            f"{path} has rows for {', '.join(sets) or 'no split'} only: it needs Training and at "
+            f"{path} has rows for {', '.join(there) or 'no split'} only: it needs Training and at "
             "least one of PublicTest and PrivateTest; download it again"
         )
-    train = sets.pop("Training").take(slice(None), split="train")
-    test = _union(list(sets.values()))
-    owner = np.concatenate([np.full(len(part), name) for name, part in sets.items()])
-    halves = {name: np.flatnonzero(owner == name) for name in sets}
-    return divide_fer(reader, train, test, halves)
-
-
-def _union(parts: Sequence[FaceSet]) -> FaceSet:
-    """Parts of one store, one after the other."""
-    whole = parts[0]
-    names = ("rows", "labels", "files", "pixel_hashes", "native")
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return replace(whole, split="test", **joined)
+    test = faces("test", there[1:])
+    owner = table.usages[test.rows]
+    halves = {usage: np.flatnonzero(owner == usage) for usage in there[1:]}
+    return divide_fer(reader, faces("train", there[:1]), test, halves)

@@ -21,7 +21,7 @@ from fer_helpers.layouts import local_path
 
 Loaded = TypeVar("Loaded")
 
-FORMAT = 5  # raise it whenever what is written, or how a picture is decoded, changes
+FORMAT = 6  # raise it whenever what is written, or how a picture is decoded, changes
 KEEP_DAYS = 60  # an entry that nobody opens for so long is thrown away
 DAMAGED = (OSError, ValueError, KeyError, EOFError, BadZipFile)  # what a spoiled entry raises
 

@@ -166,9 +166,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0)
 
     The 15 bins are (low, high] of equal width over the highest probability of each image. Keys:
     `ece` (0..1), `ece_calibrated_range` [2.5 %, 97.5 %] of the ECE when labels are drawn from the
-    probabilities themselves, and the lists (one value per bin) `edges` (16), `count`,
+    probabilities themselves, and the arrays (one value per bin) `edges` (16), `count`,
     `confidence`, `accuracy`, `low`, `high` (where the accuracy of a calibrated model would lie
-    with 95 %); the last four are None in an empty bin. Source: Guo et al. 2017, section 2
+    with 95 %); the last four are NaN in an empty bin. Source: Guo et al. 2017, section 2
     (https://arxiv.org/abs/1706.04599).
     """
     probabilities, labels = check_probabilities(probabilities, labels)
@@ -193,20 +193,17 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0)
             drawn < confidence[order].astype(np.float32), starts, axis=1, dtype=np.float64
         )
     drawn_ece = np.abs(drawn_hits - hoped).sum(axis=1) / len(labels)
-    band = np.quantile(drawn_hits, [0.025, 0.975], axis=0)
-
-    def per_bin(sums: np.ndarray) -> list[float | None]:
-        return [float(s / n) if n else None for s, n in zip(sums, count, strict=True)]
-
+    size = np.where(count > 0, count, np.nan)  # nothing is known of an empty bin
+    low, high = np.quantile(drawn_hits, [0.025, 0.975], axis=0) / size
     return {
         "ece": float(np.abs(hits - hoped).sum() / len(labels)),
         "ece_calibrated_range": np.quantile(drawn_ece, [0.025, 0.975]).tolist(),
-        "edges": edges.tolist(),
-        "count": count.tolist(),
-        "confidence": per_bin(hoped),
-        "accuracy": per_bin(hits),
-        "low": per_bin(band[0]),
-        "high": per_bin(band[1]),
+        "edges": edges,
+        "count": count,
+        "confidence": hoped / size,
+        "accuracy": hits / size,
+        "low": low,
+        "high": high,
     }
 
 
@@ -220,12 +217,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0)
 def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     """Return what answering only the most confident images would give, for every threshold.
 
-    Keys: `threshold`, `coverage`, `accuracy` (arrays (T,), one entry per distinct confidence,
-    highest first: images with confidence >= threshold are answered) and `aurc`, the mean risk
-    (1 - accuracy) over all coverages, lower is better. Sources: the risk-coverage curve, Geifman
-    and El-Yaniv 2017, "Selective Classification for Deep Neural Networks"
-    (https://arxiv.org/abs/1705.08500); AURC, Geifman, Uziel and El-Yaniv 2019, "Bias-Reduced
-    Uncertainty Estimation for Deep Neural Classifiers" (https://arxiv.org/abs/1805.08206).
+    Keys: `threshold`, `coverage`, `accuracy`: arrays (T,), one entry per distinct confidence,
+    highest first; images with confidence >= threshold are answered. Source: Geifman and El-Yaniv
+    2017, "Selective Classification for Deep Neural Networks" (https://arxiv.org/abs/1705.08500).
     """
     probabilities, labels = check_probabilities(probabilities, labels)
     confidence = probabilities.max(axis=1)
@@ -234,13 +228,10 @@ def risk_coverage(probabilities: np.ndarray, labels: np.ndarray) -> dict:
     answered = np.arange(1, len(labels) + 1)
     # Images of equal confidence are answered together, or the order of the files would matter.
     last = np.flatnonzero(np.append(np.diff(confidence[order]) != 0, True))
-    accuracy = hits[last] / answered[last]
-    share = np.diff(answered[last], prepend=0) / len(labels)
     return {
         "threshold": confidence[order][last],
         "coverage": answered[last] / len(labels),
-        "accuracy": accuracy,
-        "aurc": float(((1 - accuracy) * share).sum()),
+        "accuracy": hits[last] / answered[last],
     }
 
 

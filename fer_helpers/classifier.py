@@ -16,6 +16,7 @@ from torch import nn
 
 from fer_helpers.faces import AFFECTNET_MARGIN, FER_MARGIN
 from fer_helpers.inference import predict_logits
+from fer_helpers.layouts import canonical_emotion
 from fer_helpers.preprocess import Preprocess
 
 MIN_CONFIDENCE = 0.5
@@ -23,6 +24,7 @@ MIN_CONFIDENCE = 0.5
 wrong than right there."""
 
 DRAWN_NOTE = "model trained on drawn faces"
+CROPS = ("auto", "detect", "none")
 
 
 class PredictionError(ValueError):
@@ -46,6 +48,8 @@ class Classifier:
         shift: added to the logits, one number per class; empty for none. The balanced operating
             point is such a shift.
         path: the file that the model was loaded from; None for one that was given as an object.
+        margin: of the training crops, see `faces.crop_face`: AffectNet's for a model that learned
+            Contempt, else FER2013's.
     """
 
     model: Callable[[torch.Tensor], torch.Tensor]
@@ -57,12 +61,7 @@ class Classifier:
     shift: tuple[float, ...] = ()
     path: Path | None = None
     temperatures: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def margin(self) -> float:
-        """Margin of the training crops: AffectNet's if the model knows Contempt, else FER2013's."""
-        tight = "Contempt" not in self.class_names
-        return FER_MARGIN if tight else AFFECTNET_MARGIN
+    margin: float = FER_MARGIN
 
     @property
     def size(self) -> int | None:
@@ -100,57 +99,84 @@ class Classifier:
         return torch.softmax(scaled, dim=1).numpy()
 
     def _logits(self, faces: Sequence[Image.Image], views: int, batch_size: int) -> np.ndarray:
-        if not self._ours:
-            if views > 1:
-                raise PredictionError(
-                    "views above 1 need the model's own Preprocess: leave transform out."
-                )
-            return self._forward([face.convert("RGB") for face in faces], batch_size)
-        arrays = [np.atleast_3d(np.asarray(face)) for face in faces]
-        shapes = sorted({array.shape for array in arrays})
-        if not isinstance(self.model, nn.Module) and views > 1:
-            raise PredictionError("views above 1 need the PyTorch model, not an exported one.")
-        if not isinstance(self.model, nn.Module) or (views == 1 and len(shapes) > 1):
-            return self._forward(arrays, batch_size)
-        # Equal shapes go through together; in a folder of crops that is all of them.
-        logits = [np.empty(0)] * len(faces)
-        for shape in shapes:
-            positions = [i for i, array in enumerate(arrays) if array.shape == shape]
-            stack = np.stack([arrays[i] for i in positions])
-            found = predict_logits(
-                self.model,
-                stack,
-                self.preprocess,
-                batch_size=batch_size,
-                device=self._device,
-                views=views,
+        network = isinstance(self.model, nn.Module)
+        if views > 1 and not self._ours:
+            raise PredictionError(
+                "views above 1 need the model's own Preprocess: leave transform out."
             )
-            for i, row in zip(positions, found, strict=True):
-                logits[i] = row
-        return np.stack(logits)
+        if views > 1 and not network:
+            raise PredictionError("views above 1 need the PyTorch model, not an exported one.")
+        if self._ours:
+            pictures = [np.atleast_3d(np.asarray(face)) for face in faces]
+        else:
+            pictures = [face.convert("RGB") for face in faces]
+        given, preprocess = _Prepared(pictures, self.preprocess), _as_it_is
+        if not network:
+            return self._run(given, batch_size)
+        # Equal shapes are preprocessed together; in a folder of crops that is all of them.
+        if self._ours and len({picture.shape for picture in pictures}) == 1:
+            given, preprocess = np.stack(pictures), self.preprocess
+        first = next(self.model.parameters(), None)
+        return predict_logits(
+            self.model,
+            given,
+            preprocess,
+            batch_size=batch_size,
+            device="cpu" if first is None else first.device,
+            views=views,
+        )
 
-    def _forward(self, pictures: Sequence[Any], batch_size: int) -> np.ndarray:
-        """Logits of pictures that are preprocessed one by one."""
-        training = getattr(self.model, "training", False)
-        if training:
-            self.model.eval()
+    def _run(self, prepared: _Prepared, batch_size: int) -> np.ndarray:
+        """Logits of what is no PyTorch network: an exported file, or somebody's own function."""
         parts = []
-        try:
-            with torch.inference_mode():
-                for start in range(0, len(pictures), batch_size):
-                    batch = [self.preprocess(p) for p in pictures[start : start + batch_size]]
-                    logits = self.model(torch.stack(batch).to(self._device))
-                    parts.append(torch.as_tensor(logits).float().cpu())
-        finally:
-            if training:
-                self.model.train()
+        with torch.inference_mode():
+            for start in range(0, len(prepared), batch_size):
+                batch = prepared.inputs(range(start, min(start + batch_size, len(prepared))))
+                parts.append(torch.as_tensor(self.model(batch)).float().cpu())
         return torch.cat(parts).numpy()
 
-    @property
-    def _device(self) -> torch.device:
-        parameters = getattr(self.model, "parameters", None)
-        first = next(iter(parameters()), None) if parameters else None
-        return torch.device("cpu") if first is None else first.device
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Pictures of any sizes that are preprocessed one by one, when their batch is asked for."""
+
+    pictures: Sequence[Any]
+    preprocess: Callable[[Any], torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def inputs(self, positions: Iterable[int]) -> torch.Tensor:
+        """Model inputs (N, C, H, W)."""
+        return torch.stack([self.preprocess(self.pictures[i]) for i in positions])
+
+    def images(self, positions: Iterable[int]) -> np.ndarray:
+        """The same (N, H, W, C), as `predict_logits` takes faces."""
+        return self.inputs(positions).movedim(1, -1).cpu().numpy()
+
+
+def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
+    return batch
+
+
+def check_options(
+    classifier: Classifier, crop: str, min_confidence: float | None, views: int
+) -> float:
+    """The threshold that counts.
+
+    Raises:
+        PredictionError: an unknown crop, a threshold outside 0 to 1, or too many views.
+    """
+    if crop not in CROPS:
+        raise PredictionError(f"crop is {crop!r}: give one of {', '.join(map(repr, CROPS))}.")
+    if views not in range(1, 11):
+        raise PredictionError(f"views is {views}: give 1 to 10.")
+    least = classifier.min_confidence if min_confidence is None else min_confidence
+    if not 0 <= least <= 1:
+        raise PredictionError(
+            f"min_confidence is {least:g}: give a probability from 0 to 1 (60 percent is 0.6)."
+        )
+    return least
 
 
 def load_classifier(
@@ -176,7 +202,8 @@ def load_classifier(
     Raises:
         PredictionError: a bare module without transform or class names, class names that are no
             list of different names, or a model that carries no balanced operating point.
-        CheckpointError: no such checkpoint, or none at all.
+        CheckpointError: no such checkpoint, one that cannot be used, or none at all.
+        ExportError: no such ONNX file, one that is not of this project, or a missing package.
     """
     if model is None or isinstance(model, str | os.PathLike):
         if model is not None and Path(model).suffix.lower() == ".onnx":
@@ -204,6 +231,11 @@ def load_classifier(
         raise PredictionError(
             f"The model is a bare {type(model).__name__}: give the {missing} of its training."
         )
+    # The model's own names count: in another language they say nothing of the training faces.
+    margin = getattr(given, "margin", None)
+    if margin is None:
+        learned = map(canonical_emotion, given.class_names if whole else class_names)
+        margin = AFFECTNET_MARGIN if "Contempt" in learned else FER_MARGIN
     extra = getattr(given, "extra", None) or {}
     by_views = {}
     if temperature is None:
@@ -228,7 +260,16 @@ def load_classifier(
     if whole:  # a checkpoint holds the module, an exported model runs by itself
         model = given.model if hasattr(given, "model") else given.run
     return Classifier(
-        model, transform, tuple(class_names), temperature, float(least), note, shift, path, by_views
+        model,
+        transform,
+        tuple(class_names),
+        temperature,
+        float(least),
+        note,
+        shift,
+        path,
+        by_views,
+        margin,
     )
 
 

@@ -9,132 +9,51 @@
 # %% [markdown]
 # # Comparing runs
 #
-# `records` writes the folder, this module reads it back and lays several runs beside each other. It
-# looks at nothing but the files of the folders, so the comparison can be made again years later, on
-# another machine, without the pictures and without the models.
+# `records` writes the folder, `run_records` reads it back, and this module lays several runs beside
+# each other. It looks at nothing but the files of the folders, so the comparison can be made again
+# years later, on another machine, without the pictures and without the models.
 #
 # Two questions are asked of a pair of runs, and they are not the same. *Do the intervals overlap?*
 # compares two numbers as if they came from different pictures. *McNemar* compares the two on the
 # pictures that both have seen, which is the sharper test, and needs `predictions.csv` of both.
 
 # %%
-"""Read run folders back and lay them beside each other."""
+"""Lay run folders beside each other: tables, tests and figures."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fer_helpers.confusions import holm
-from fer_helpers.evaluation import evaluate, mcnemar, seeds_summary, softmax
+from fer_helpers.evaluation import compare as compare_answers
+from fer_helpers.evaluation import evaluate, seeds_summary, softmax
+from fer_helpers.independence import holm
 from fer_helpers.plot_style import PALETTE, as_percent, clean, in_style, new_figure
 from fer_helpers.records import scored, stamp, write_history, write_metrics, write_predictions
-from fer_helpers.runs import STATE, Run, RunError, open_run
+from fer_helpers.run_records import RunRecord, find_runs, read_run, read_runs, score_lines
+from fer_helpers.runs import Run, open_run
 
-HISTORY = ("phase", "origin", "epoch")
-PREDICTIONS = ("dataset", "split", "file", "truth", "prediction", "leak_free", "origin")
-
-
-# %% [markdown]
-# ## One folder
-
-
-# %%
-@dataclass(frozen=True)
-class RunRecord:
-    """A run folder as read: `history` and `predictions` are empty tables where there is no file."""
-
-    folder: Path
-    name: str
-    origin: str
-    finished: bool
-    fingerprint: dict[str, Any]
-    params: dict[str, Any]
-    metrics: dict[str, Any]
-    history: pd.DataFrame
-    predictions: pd.DataFrame
-
-
-def read_run(folder: str | Path) -> RunRecord:
-    """Read a run folder.
-
-    Raises:
-        RunError: It is no run folder, or one of its files is missing or broken; one sentence.
-    """
-    folder = Path(folder)
-    for name in (STATE, "params.yaml", "metrics.json"):
-        if not (folder / name).is_file():
-            raise RunError(f"{folder} has no {name}: the run did not get that far, or it is none.")
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
-        record = RunRecord(
-            folder=folder,
-            name=folder.resolve().name,
-            origin=metrics["origin"],
-            finished=bool(state["finished"]),
-            fingerprint=dict(state["fingerprint"]),
-            params=dict(params),
-            metrics=metrics,
-            history=_read_table(folder / "history.csv", HISTORY),
-            predictions=_read_table(folder / "predictions.csv", PREDICTIONS),
-        )
-        compare([record])  # every number that the tables need is there
-        if not metrics["results"]:
-            raise RunError(f"{folder} holds no result yet.")
-        return record
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise RunError(
-            f"{folder} cannot be read as a run, one of its files is broken ({reason})."
-        ) from error
-
-
-def _read_table(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
-    """Read a CSV without guessing: a class called `NA` stays text."""
-    if not path.is_file():
-        return pd.DataFrame(columns=needed)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = [name for name in needed if name not in table]
-    if missing:
-        raise ValueError(f"{path.name} has no column {', '.join(missing)}")
-    for name in table.columns.difference([*HISTORY[:2], *PREDICTIONS]):
-        table[name] = table[name].replace("", "nan").astype(np.float64)
-    return table
-
-
-def read_runs(folders: Iterable[str | Path]) -> tuple[list[RunRecord], list[str]]:
-    """Read several folders; what cannot be read is skipped with a sentence.
-
-    Returns:
-        The runs, their names made different from each other, and one sentence per skipped folder.
-        A folder that is named twice is read once.
-    """
-    records, skipped = [], []
-    for folder in {Path(folder).resolve(): folder for folder in folders}.values():
-        try:
-            records.append(read_run(folder))
-        except RunError as error:
-            skipped.append(f"Skipped: {error}")
-    for longer in (lambda r: f"{r.folder.resolve().parent.name}/{r.name}", lambda r: str(r.folder)):
-        names = [record.name for record in records]
-        records = [replace(r, name=longer(r)) if names.count(r.name) > 1 else r for r in records]
-    return records, skipped
-
-
-def find_runs(output_dir: str | Path) -> list[Path]:
-    """All run folders directly below `output_dir` that are not hidden, sorted by name."""
-    return sorted(path.parent for path in Path(output_dir).glob(f"[!.]*/{STATE}"))
-
+# One address for reading and comparing.
+__all__ = [
+    "RunRecord",
+    "compare",
+    "compare_seeds",
+    "find_runs",
+    "mcnemar_matrix",
+    "mcnemar_pairs",
+    "plot_histories",
+    "plot_intervals",
+    "read_run",
+    "read_runs",
+    "write_made_up_run",
+]
 
 # %% [markdown]
 # ## Runs beside each other
@@ -148,35 +67,7 @@ def compare(records: Sequence[RunRecord]) -> pd.DataFrame:
     `leak_free_...` is the same without pictures that also stand in train. Only lines of the same
     dataset, split and `content` (the hash of the files) are about the same pictures.
     """
-    lines = []
-    for record in records:
-        for result in record.metrics["results"]:
-            stamp, numbers, twin = result["stamp"], result["numbers"], result["leak_free"] or {}
-            low, high = numbers["accuracy_interval"] or (None, None)
-            twin_low, twin_high = twin.get("accuracy_interval") or (None, None)
-            lines.append(
-                {
-                    "run": record.name,
-                    "origin": record.origin,
-                    "dataset": stamp["dataset"],
-                    "split": stamp["split"],
-                    "n": stamp["n"],
-                    "views": stamp["views"],
-                    "seed": stamp["seed"],
-                    "accuracy": numbers["accuracy"],
-                    "low": low,
-                    "high": high,
-                    "macro_f1": numbers["macro_f1"],
-                    "leak_free_n": twin.get("n"),
-                    "leak_free_accuracy": twin.get("accuracy"),
-                    "leak_free_low": twin_low,
-                    "leak_free_high": twin_high,
-                    "chosen_on": stamp["selection_set"],
-                    "note": stamp["note"],
-                    "headline": result["headline"],
-                    "content": stamp["content_hash"][:12],
-                }
-            )
+    lines = [line for record in records for line in score_lines(record)]
     table = pd.DataFrame(lines)
     order = ["dataset", "split", "views", "content", "run"]
     return table.sort_values(order, ignore_index=True) if lines else table
@@ -187,9 +78,11 @@ def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
 
     Same parameters, same code, same data (whatever was scored in any phase, by its hash).
 
-    One line per group of at least two seeds and scored set: `seeds`, `mean`, `sd` (over n - 1)
-    of the accuracy, 0..1, and `low` and `high`, the 95 % interval of the mean (Student's t). A seed
-    that was run twice counts once, an unfinished run not at all.
+    One line per group of at least two seeds and scored set: `n` (pictures), `seeds`, `mean`, `sd`
+    (over seeds - 1) of the accuracy, 0..1, `low` and `high`, the 95 % interval of the mean
+    (Student's t), and `note`, what the stamps say: that the set contains the selection split, or
+    that it is the balanced operating point (without tau, which every seed chooses for itself). A
+    seed that was run twice counts once, an unfinished run not at all.
     """
     groups: dict[tuple, dict[int, tuple[str, float]]] = {}
     for record in (record for record in records if record.finished):
@@ -198,12 +91,14 @@ def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
         data = sorted({(s["dataset"], s["content_hash"], s.get("code", "")) for s in stamps})
         for result in record.metrics["results"]:
             stamp = result["stamp"]
-            where = (stamp["dataset"], stamp["split"], stamp["views"], stamp["content_hash"])
-            key = (*where, record.origin, json.dumps([recipe, data], sort_keys=True))
+            note = re.sub(r", tau [\d.]+", "", stamp["note"])
+            shown = (stamp["dataset"], stamp["split"], stamp["views"], note, stamp["n"])
+            content = (stamp["content_hash"], json.dumps([recipe, data], sort_keys=True))
+            key = (*shown, record.origin, *content)
             score = (record.name, result["numbers"]["accuracy"])
             groups.setdefault(key, {}).setdefault(stamp["seed"], score)
     lines = []
-    for (dataset, split, views, _, origin, _), seeds in sorted(groups.items()):
+    for (dataset, split, views, note, n, origin, *_), seeds in sorted(groups.items()):
         if len(seeds) < 2:
             continue
         summary = seeds_summary([accuracy for _, accuracy in seeds.values()])
@@ -213,16 +108,18 @@ def compare_seeds(records: Sequence[RunRecord]) -> pd.DataFrame:
                 "origin": origin,
                 "dataset": dataset,
                 "split": split,
+                "n": n,
                 "views": views,
                 "seeds": summary["n"],
                 "mean": summary["mean"],
                 "sd": summary["sd"],
                 "low": max(0.0, summary["low"]),
                 "high": min(1.0, summary["high"]),
+                "note": note,
             }
         )
-    columns = ["runs", "origin", "dataset", "split", "views", "seeds", "mean", "sd", "low", "high"]
-    return pd.DataFrame(lines, columns=columns)
+    columns = ["runs", "origin", "dataset", "split", "n", "views", "seeds", "mean", "sd"]
+    return pd.DataFrame(lines, columns=[*columns, "low", "high", "note"])
 
 
 # %%
@@ -230,9 +127,11 @@ def mcnemar_pairs(records: Sequence[RunRecord], dataset: str, split: str) -> pd.
     """Compare every two runs on the pictures that both predicted, joined by file name.
 
     Columns: `run_a, run_b, n, only_a, only_b` (pictures that only one of them got right),
-    `difference` (accuracy a - b, 0..1), `p_value` (McNemar, exact), `p_holm` (corrected for the
-    number of pairs; Holm 1979), `note` (why there is no test, or on which pictures it is). Runs on
-    files of another content hash are not tested: equal names need not be equal pictures.
+    `difference` (accuracy a - b, 0..1), `low` and `high` (its 95 % interval, by a paired bootstrap;
+    empty where both are right on the same pictures), `p_value` (McNemar, exact), `p_holm`
+    (corrected for the number of pairs; Holm 1979), `note` (why there is no test, or on which
+    pictures it is). Runs on files of another content hash are not tested: equal names need not be
+    equal pictures.
     """
     parts, content = {}, {}
     for record in records:
@@ -270,13 +169,15 @@ def mcnemar_pairs(records: Sequence[RunRecord], dataset: str, split: str) -> pd.
         if len(both) < max(len(parts[a]), len(parts[b])):
             line["note"] = "only the files that both have"
         right = [(both[f"prediction_{x}"] == both[f"truth_{x}"]).to_numpy(bool) for x in "ab"]
-        test = mcnemar(*right)
-        line |= {name: test[name] for name in ("only_a", "only_b", "difference", "p_value")}
-    columns = ["run_a", "run_b", "n", "only_a", "only_b", "difference", "p_value", "p_holm", "note"]
-    table = pd.DataFrame(lines, columns=columns)
+        test = compare_answers(*right)
+        line["low"], line["high"] = test.pop("interval") or (None, None)
+        line |= test
+    counts, numbers = ["n", "only_a", "only_b"], ["difference", "low", "high", "p_value", "p_holm"]
+    table = pd.DataFrame(lines, columns=["run_a", "run_b", *counts, *numbers, "note"])
+    table[numbers] = table[numbers].astype(np.float64)
     tested = table["p_value"].notna()
     if tested.any():
-        table.loc[tested, "p_holm"] = holm(table.loc[tested, "p_value"].to_numpy(np.float64))
+        table.loc[tested, "p_holm"] = holm(table.loc[tested, "p_value"])
     return table
 
 

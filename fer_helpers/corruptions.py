@@ -10,8 +10,9 @@
 # # Corruptions: what a harder photo does to the answer
 #
 # Benchmark faces are cut, centered and lit; faces in life are blurred, dark, tilted and half
-# hidden. Six corruptions at five severities show how fast a model loses its footing. All lengths
-# are shares of the picture's side, so a severity means the same at 48 and at 224 pixels.
+# hidden. Six corruptions at five severities show how fast a model loses its footing. Lengths are
+# shares of the picture's side, so that a severity of blur, occlusion or rotation means the same at
+# 48 and at 224 pixels. Noise and JPEG do not: they work on single pixels and on blocks of eight.
 
 # %%
 """Spoil faces in six ways at five severities, and score a model on them."""

@@ -16,6 +16,7 @@ from PIL import Image
 
 from fer_helpers.any_layout import load_faces
 from fer_helpers.evaluation import evaluate
+from fer_helpers.layouts import DataError
 from fer_helpers.runs import RunError
 from fer_helpers.splits import TestSet
 
@@ -80,7 +81,10 @@ def load_others(
     """
     tests = []
     for folder in filter(None, (part.strip() for part in folders.split(","))):
-        splits = load_faces(folder, **reading)
+        try:  # nothing is chosen on these sets, so no slice is cut from their train
+            splits = load_faces(folder, **{**reading, "selection_size": 0})
+        except DataError as error:
+            raise DataError(f"EXTRA_TEST_DIRS: {error}") from error
         test = splits.tests[0]
         if test.origin != origin:
             raise RunError(
@@ -93,7 +97,7 @@ def load_others(
                 f"EXTRA_TEST_DIRS: {folder} holds too few pictures to cut a test set from, so give "
                 "a set with a test folder or more pictures."
             )
-        print(splits.sentence)  # a set without splits is not scored whole
+        print(splits.scored)  # a set without splits is not scored whole
         for note in splits.notes:
             print("  -", note)
         tests.append(test)

@@ -33,6 +33,7 @@ from fer_helpers.fer_csv import USAGES
 from fer_helpers.layouts import (
     AFFECTNET_CLASSES,
     FER_CLASSES,
+    FER_COUNTS,
     SPLIT_FOLDERS,
     DataError,
     find_dataset,
@@ -190,6 +191,8 @@ def divide_fer(
 ) -> Splits:
     """Put together what FER2013 is trained on, chosen on and scored on, from folders or a CSV file.
 
+    Other datasets in a CSV file of its form are divided the same way, under their own name.
+
     Args:
         reader: what read both sets; notes on a lost or incomplete split are added to it.
         train: the faces of Training.
@@ -204,7 +207,7 @@ def divide_fer(
     reader.notes.extend(_compare_with_official(train, halves))
     if len(halves) == 1:
         name, positions = next(iter(halves.items()))
-        sentence = f"FER2013: {name} ({len(test):,} images) is the test set."
+        sentence = f"{reader.dataset}: {name} ({len(test):,} images) is the test set."
         if name == "test":
             reader.notes.append(
                 "test: the names carry no PublicTest_ or PrivateTest_ prefix, so the official "
@@ -214,7 +217,7 @@ def divide_fer(
         return reader.divide(train, None, [only], sentence)
     public = as_test(test.take(halves["PublicTest"]), hashes, "PublicTest", _SELECTED)
     private = as_test(test.take(halves["PrivateTest"]), hashes, "PrivateTest")
-    sentence = f"FER2013: PrivateTest ({len(private):,} images) is scored once."
+    sentence = f"{reader.dataset}: PrivateTest ({len(private):,} images) is scored once."
     chosen = public.take(slice(None), as_type=FaceSet)
     splits = reader.divide(train, chosen, [private, public], sentence)
     return replace(splits, tests=(*splits.tests, _pool(test, splits.tests)))
@@ -258,15 +261,14 @@ def _official_split(file: str) -> str:
 
 
 def _compare_with_official(train: FaceSet, halves: Mapping[str, np.ndarray]) -> list[str]:
-    """Notes on splits that do not have the official number of images."""
-    if train.origin == "drawn":
+    """Notes on splits of FER2013 that do not have the official number of images."""
+    if train.origin == "drawn" or train.dataset != "FER2013":
         return []
-    sizes = {"Training": (len(train), 28_709)}
-    sizes |= {name: (len(positions), 3_589) for name, positions in halves.items() if name != "test"}
+    found = {"Training": len(train)} | {name: len(where) for name, where in halves.items()}
     return [
-        f"{name} has {count:,} images, the official split {official:,}: is it complete?"
-        for name, (count, official) in sizes.items()
-        if count != official
+        f"{name} has {found[name]:,} images, the official split {official:,}: is it complete?"
+        for name, official in ((name, sum(counts)) for name, counts in FER_COUNTS.items())
+        if found.get(name, official) != official
     ]
 
 

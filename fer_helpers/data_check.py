@@ -38,24 +38,17 @@ from fer_helpers.flaws import (
     near_twins,
     parts,
 )
-from fer_helpers.layouts import DataError
+from fer_helpers.layouts import FER_CLASSES, FER_COUNTS, DataError
 from fer_helpers.splits import FaceSet, Splits, TestSet, TrainSet
 
 # %% [markdown]
 # ## What should be there
 #
-# The official counts of FER2013 (Goodfellow et al. 2013, "Challenges in representation learning").
-# AffectNet-8 exists in too many editions to expect anything.
+# The official counts of FER2013, by class and split. AffectNet-8 exists in too many editions to
+# expect anything.
 
 # %%
-OFFICIAL_FER2013 = pd.DataFrame(
-    {
-        "train": [3995, 436, 4097, 7215, 4965, 4830, 3171],
-        "PublicTest": [467, 56, 496, 895, 607, 653, 415],
-        "PrivateTest": [491, 55, 528, 879, 626, 594, 416],
-    },
-    index=["Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise"],
-)
+OFFICIAL_FER2013 = pd.DataFrame(FER_COUNTS, index=FER_CLASSES).rename(columns={"Training": "train"})
 
 
 # %% [markdown]
@@ -109,10 +102,11 @@ def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
     order = [name for name in dict.fromkeys(table["split"])]
     counts = counts.reindex(splits.train.class_names)[order]
     pairs = _near_table(splits, table, near)
+    unreadable = "the notes name up to five of each split, `splits.bad_files` all"
     rows = [
         *_count_findings(splits, counts),
         _finding("modes and sizes", _tally(table["native"])),
-        _finding("unreadable files", f"{len(splits.bad_files):,}", "0", "listed in the notes"),
+        _finding("unreadable files", f"{len(splits.bad_files):,}", "0", unreadable),
         _finding("blank pictures", _by_split(blanks, order), "0", "DROP_BLANKS"),
         *_twin_findings(table, twins, order),
         *_near_findings(splits, pairs, near),

@@ -67,7 +67,8 @@ def _demo(config: Config, defaults: Config) -> tuple[Config, str]:
     if not DEMO_FILE.exists():
         raise ConfigError(
             "No data at the default paths, and the drawn faces' parameters (params/demo.yaml) are "
-            "not here either: set AFFECTNET_DIR, FER_TRAIN_DIR and FER_TEST_DIR."
+            "not here either: set AFFECTNET_DIR, FER_TRAIN_DIR and FER_TEST_DIR, or set all three "
+            "to 'drawn'."
         )
     demo = Config.from_yaml(DEMO_FILE)
     new = {

@@ -339,6 +339,7 @@ def write_demo_faces(
 
     Raises:
         FileExistsError: If `folder` holds files that this function did not write.
+        OSError: If the folder around it cannot be written.
         ValueError: If `per_class` is below 4.
     """
     folder = Path(folder)
@@ -357,9 +358,15 @@ def write_demo_faces(
             f"{folder} holds files that are not drawn faces, such as {foreign}: name a new or "
             "empty folder for them."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Build next to the target, on the same disk, so that moving in is one rename.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+    try:  # build next to the target, on the same disk, so that moving in is one rename
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+    except OSError as error:
+        raise OSError(
+            f"{folder.parent} cannot be written ({error.strerror}), so there is no place for drawn "
+            "faces: set CACHE_DIR to a folder that you can write."
+        ) from error
+    with beside as scratch:
         built = Path(scratch) / "built"
         files = _write(built, seed, per_class, flaws)
         text = json.dumps(wanted | {"files": files}, indent=1) + "\n"

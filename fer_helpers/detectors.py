@@ -3,9 +3,9 @@
 The detector is YuNet (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", Machine
 Intelligence Research 20, 2023), run by OpenCV. Its file of 233 KB comes with the package, but not
 everywhere (the notebook for Kaggle travels without it), so it is looked for in this order: the
-path that was given, the environment variable `FER_FACE_DETECTOR`, beside the package's own weights,
-the user's cache, a Kaggle input, and last the OpenCV zoo's address. What we find or fetch ourselves
-must have the known SHA-256; a file that somebody names on purpose may be another YuNet.
+path that was given, beside the package's own weights, the user's cache, a Kaggle input, and last
+the OpenCV zoo's address. What we find or fetch ourselves must have the known SHA-256; a file that
+somebody names on purpose may be another YuNet.
 
 Without the file, OpenCV 4 still carries the frontal cascade of Viola and Jones (2001): it finds
 upright frontal faces, no eyes, and mistakes more things for faces, so its use is said in a note.
@@ -25,11 +25,13 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import platformdirs
 
+from fer_helpers.extras import lacking
 from fer_helpers.files import replace_file
 from fer_helpers.layouts import local_path
 from fer_helpers.mounts import attached_files
@@ -43,7 +45,6 @@ MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4
 MODEL_MAX_BYTES = 1_000_000
 SHIPPED_MODEL = Path(str(importlib.resources.files("fer_helpers"))) / "weights" / MODEL_NAME
 MIN_SIDE = 64  # pixels; two cells of YuNet's coarsest grid
-MODEL_VARIABLE = "FER_FACE_DETECTOR"
 NO_DETECTOR = "no detector here: give a crop or the model file"
 
 # A net of OpenCV is one mutable object: its input size and threshold are set first, and its answer
@@ -111,13 +112,12 @@ def find_model(path: str | Path | None = None) -> bytes:
     Raises:
         DetectorError: the given file is missing, or nothing was found and fetching failed.
     """
-    named = path or os.environ.get(MODEL_VARIABLE)
-    if named:
+    if path:
         try:
-            return local_path(named).read_bytes()
+            return local_path(path).read_bytes()
         except OSError as error:
             raise DetectorError(
-                f"The face detector {str(named)!r} cannot be read ({error.strerror}); "
+                f"The face detector {str(path)!r} cannot be read ({error.strerror}); "
                 "correct the path or leave it out."
             ) from error
     kept = platformdirs.user_cache_path("fer-helpers", appauthor=False) / MODEL_NAME
@@ -185,6 +185,20 @@ class Detector:
         return [_yunet_face(row) for row in ([] if found is None else found.tolist())]
 
 
+def opencv() -> ModuleType:
+    """The module cv2, which takes a while to import and may be missing.
+
+    Raises:
+        DetectorError: it cannot be imported.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        why = lacking(error, "cv2", "opencv-python-headless")
+        raise DetectorError(f"{NO_DETECTOR} (OpenCV's {why}).") from error
+    return cv2
+
+
 def load_detector(path: str | Path | None = None) -> Detector:
     """Load YuNet, or where its file cannot be had OpenCV 4's frontal cascade.
 
@@ -192,19 +206,14 @@ def load_detector(path: str | Path | None = None) -> Detector:
         path: YuNet's ONNX file; None looks for it (see `find_model`).
 
     Raises:
-        DetectorError: OpenCV is not installed, the given file is not usable, or there is neither
-            file nor cascade.
+        DetectorError: OpenCV cannot be used, the given file is not usable, or there is neither file
+            nor cascade.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise DetectorError(
-            f"{NO_DETECTOR} (finding faces needs OpenCV: pip install opencv-python-headless)."
-        ) from error
+    cv2 = opencv()
     try:
         content = find_model(path)
     except DetectorError as error:
-        if path or os.environ.get(MODEL_VARIABLE):
+        if path:
             raise
         if not hasattr(cv2, "CascadeClassifier"):
             raise DetectorError(f"{NO_DETECTOR} ({error})") from error
@@ -218,10 +227,9 @@ def load_detector(path: str | Path | None = None) -> Detector:
             # Another kind of network loads just as well, and fails at its first picture.
             net.detect(np.zeros((320, 320, 3), np.uint8))
     except (cv2.error, AttributeError) as error:
-        where = path or os.environ.get(MODEL_VARIABLE) or MODEL_NAME
         raise DetectorError(
-            f"OpenCV {cv2.__version__} cannot load {str(where)!r} as a YuNet face detector; "
-            f"give {MODEL_NAME}."
+            f"OpenCV {cv2.__version__} cannot load {str(path or MODEL_NAME)!r} as a YuNet face "
+            f"detector; give {MODEL_NAME}."
         ) from error
     net.setNMSThreshold(0.3)
     return Detector("yunet", net)
@@ -234,15 +242,13 @@ def shared_detector(given: Detector | str | Path | None) -> Detector:
         DetectorError: it cannot be had.
     """
     if given is None or isinstance(given, str | os.PathLike):
-        path = None if given is None else str(given)
-        return _default_detector(path, os.environ.get(MODEL_VARIABLE))
+        return _default_detector(None if given is None else str(given))
     return given
 
 
 @functools.cache
-def _default_detector(path: str | None, variable: str | None) -> Detector:
+def _default_detector(path: str | None) -> Detector:
     """The detector of this process; loading takes longer than a detection."""
-    del variable  # part of the key: a changed environment is looked at again
     return load_detector(path)
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 
@@ -21,12 +19,14 @@ from fer_helpers.files import rename
 from fer_helpers.layouts import (
     AFFECTNET_CLASSES,
     FER_CLASSES,
+    FER_COUNTS,
     DataError,
     find_dataset,
     list_class_folders,
 )
 
-OFFICIAL_COUNTS = {"train": 28_709, "test": 7_178}
+_TRAIN, *_TESTS = (sum(counts) for counts in FER_COUNTS.values())
+OFFICIAL_COUNTS = {"train": _TRAIN, "test": sum(_TESTS)}  # Kaggle pools both halves in `test`
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def download(name: str, folder: str | Path) -> str:
     """Bring one dataset into `folder/name`, complete or not at all.
 
     The Kaggle CLI is asked first, then kagglehub; public datasets need no credentials with newer
-    versions of either, and both go on where an earlier download stopped. The archive is checked
-    before anything is unpacked, and the counts before the folder gets its name.
+    versions of either, and both go on where an earlier download stopped. The counts are checked
+    before the folder gets its name.
 
     Args:
         name: a key of `SOURCES`.
@@ -62,7 +62,7 @@ def download(name: str, folder: str | Path) -> str:
         One sentence on what is there now.
 
     Raises:
-        DataError: no access, an archive that would write outside its folder, or wrong counts.
+        DataError: no access, an archive that cannot be unpacked, or wrong counts.
     """
     source, folder = SOURCES[name], Path(folder)
     target = folder / name
@@ -123,12 +123,8 @@ def _with_hub(source: Source, target: Path, cli_said: str) -> None:
         said = "kagglehub is not installed (pip install kagglehub)"
     else:
         try:
-            with _checked_unpacking():
-                unpacked = kagglehub.dataset_download(source.handle)
-            shutil.copytree(unpacked, target)
+            shutil.copytree(kagglehub.dataset_download(source.handle), target)
             return
-        except DataError:
-            raise
         except Exception as error:  # requests, kagglehub and the system each raise their own
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise DataError(
@@ -139,37 +135,17 @@ def _with_hub(source: Source, target: Path, cli_said: str) -> None:
     )
 
 
-@contextmanager
-def _checked_unpacking() -> Iterator[None]:
-    """Look at every member's name whenever a zip file is unpacked meanwhile.
-
-    kagglehub unpacks by itself and deletes the archive. What `zipfile` would do with a name that
-    leaves the folder is to put it inside under another name, and nobody would hear of it. (For tar
-    files kagglehub asks for the filter that refuses.)
-    """
-    extract_all = zipfile.ZipFile.extractall
-
-    def checked(file: zipfile.ZipFile, *arguments, **keywords) -> None:
-        _refuse_leaving(file)
-        extract_all(file, *arguments, **keywords)
-
-    zipfile.ZipFile.extractall = checked
-    try:
-        yield
-    finally:
-        zipfile.ZipFile.extractall = extract_all
-
-
 def unpack(archive: Path, target: Path) -> None:
-    """Unzip an archive into a new folder, after looking at every member's name.
+    """Unzip an archive into a new folder.
+
+    `zipfile` itself keeps everything inside: it drops what in a member's name would lead out, and
+    writes a link as a plain file.
 
     Raises:
-        DataError: a member would leave the folder or is a link, the archive is damaged, or the
-            disk is too small; nothing is written then.
+        DataError: the archive is damaged, or the disk is too small.
     """
     try:
         with zipfile.ZipFile(archive) as file:
-            _refuse_leaving(file)
             size = sum(member.file_size for member in file.infolist())
             free = shutil.disk_usage(archive.parent).free
             if size > free:
@@ -182,23 +158,6 @@ def unpack(archive: Path, target: Path) -> None:
         raise DataError(  # a RuntimeError: it has a password, or is packed in an unknown way
             f"{archive} cannot be unpacked ({error}): delete it and download it again"
         ) from error
-
-
-def _refuse_leaving(file: zipfile.ZipFile) -> None:
-    for member in file.infolist():
-        if _leaves(member):
-            raise DataError(
-                f"{file.filename} holds {member.filename!r}, which would be written outside of its "
-                "folder: nothing was unpacked, so delete it and download it again"
-            )
-
-
-def _leaves(member: zipfile.ZipInfo) -> bool:
-    """Whether a member would be written outside of the folder, on any system, or is a link."""
-    name = member.filename.replace("\\", "/")
-    windows = PureWindowsPath(name)
-    outside = name.startswith("/") or bool(windows.drive) or ".." in PurePosixPath(name).parts
-    return outside or stat.S_ISLNK(member.external_attr >> 16)
 
 
 def verify(source: Source, folder: Path) -> str:

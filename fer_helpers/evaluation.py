@@ -10,8 +10,8 @@
 # # Evaluation: from scores to numbers that survive a reviewer
 # A network gives one score per class and face. This module turns those scores and the labels into
 # numbers, and says how far each can be trusted: an interval, a calibration check, a test against
-# another model. Arrays go in, plain dictionaries come out (ready for a JSON file); no network, no
-# picture and no file is needed here.
+# another model. Arrays go in, plain dictionaries come out (those of `evaluate` ready for a JSON
+# file); no network, no picture and no file is needed here.
 
 # %%
 """Turn scores and labels into metrics, intervals and tests: arrays in, numbers out."""
@@ -34,14 +34,13 @@ from fer_helpers.calibration import (
 )
 from fer_helpers.confusions import (
     check_names,
-    chi_square,
-    chi_square_text,
     class_scores,
     confusion_matrix,
     confusion_scores,
     report_text,
     top_confusions,
 )
+from fer_helpers.independence import chi_square, chi_square_text
 
 # One address for every number about a model's answers, wherever it is written.
 __all__ = [
@@ -59,6 +58,7 @@ __all__ = [
     "fit_temperature",
     "logit_adjust",
     "mcnemar",
+    "p_text",
     "reliability",
     "report_text",
     "risk_coverage",
@@ -77,42 +77,35 @@ __all__ = [
 # %%
 def bootstrap_intervals(
     confusion: np.ndarray, *, repeats: int = 10_000, seed: int = 0
-) -> dict[str, list[float]]:
+) -> dict[str, list[float] | None]:
     """Return 95 % percentile intervals [low, high] of the four `confusion_scores`.
 
     Drawing N images with replacement is the same as drawing the K x K counts from a multinomial
     distribution, so no image is touched. Source: Efron and Tibshirani 1993, chapter 13.
 
     Two cases in which the drawn sets do not say how sure a number is are treated apart. Where all
-    answers are right, or none is, every draw has the same accuracy, so its interval is Wilson's
-    (Wilson 1927). And a draw without any image of a class that this set has would average over
-    fewer classes: macro-F1 and balanced accuracy leave such draws out, unless fewer than a tenth
-    would remain.
+    answers are right, or none is, so they are in every draw: the interval of the accuracy is
+    Wilson's (Wilson 1927), and the other scores have none (None). And a draw without any image of a
+    class that this set has would average over fewer classes: macro-F1 and balanced accuracy leave
+    such draws out, unless fewer than a tenth would remain.
     """
     confusion = np.asarray(confusion)
     total, hits = int(confusion.sum()), int(np.trace(confusion))
+    if hits in (0, total):
+        bounds = stats.binomtest(hits, total).proportion_ci(method="wilson")
+        known = {"accuracy": [float(bounds.low), float(bounds.high)]}
+        return dict.fromkeys(confusion_scores(confusion)) | known
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(total, confusion.ravel() / total, size=repeats)
     drawn = drawn.reshape(repeats, *confusion.shape)
-    intervals = _intervals(confusion_scores(drawn), _complete(drawn, confusion))
-    if hits in (0, total):
-        bounds = stats.binomtest(hits, total).proportion_ci(method="wilson")
-        intervals["accuracy"] = [float(bounds.low), float(bounds.high)]
-    return intervals
-
-
-def _complete(drawn: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """Which drawn matrices (R, K, K) have every class that `confusion` has; all, where few do."""
     present = confusion.sum(axis=1) > 0
     complete = (drawn.sum(axis=-1)[:, present] > 0).all(axis=1)
-    return complete if complete.mean() >= 0.1 else np.ones(len(drawn), bool)
-
-
-def _intervals(values: Mapping[str, np.ndarray], complete: np.ndarray) -> dict[str, list[float]]:
+    if complete.mean() < 0.1:
+        complete[:] = True
     averaged = ("macro_f1", "balanced_accuracy")  # over classes
     return {
-        name: np.quantile(drawn[complete] if name in averaged else drawn, [0.025, 0.975]).tolist()
-        for name, drawn in values.items()
+        name: np.quantile(values[complete] if name in averaged else values, [0.025, 0.975]).tolist()
+        for name, values in confusion_scores(drawn).items()
     }
 
 
@@ -134,9 +127,8 @@ def _probability_scores(
 
 # %% [markdown]
 # ## Everything at once
-# `evaluate` is what the notebook calls. With `keep` it scores a part of the set:
-# `keep=test.leak_free` gives the leak-free twin of every number, without the images that also
-# stand in the training set.
+# `evaluate` is what the notebook calls. Given only the images that do not also stand in the
+# training set, it returns the leak-free twin of each number.
 
 
 # %%
@@ -148,36 +140,22 @@ def evaluate(
     temperature: float = 1.0,
     bootstrap: int = 10_000,
     seed: int = 0,
-    keep: np.ndarray | None = None,
 ) -> dict:
     """Score logits (N, K), or log-probabilities, against labels (N,) in 0..K-1.
 
     Returns a JSON-able dict. All shares are 0..1, intervals are those of `bootstrap_intervals`,
     95 %, [low, high] (None with `bootstrap=0`):
-    n, left_out (images that `keep`, bool (N,), is False for), accuracy, top2_accuracy, macro_f1,
-    balanced_accuracy, kappa, and an `..._interval` for accuracy, macro_f1, balanced_accuracy and
-    kappa; nll (nats per image), brier (sum over classes, 0..2), ece, ece_calibrated_range, all
-    after dividing by `temperature`; before_temperature with the same four at temperature 1;
-    per_class {name: {precision, recall, f1, support, predicted}}; confusion (K x K counts, row =
-    truth); never_predicted and absent (names with no prediction, with no image).
+    n, accuracy, top2_accuracy, macro_f1, balanced_accuracy, kappa, and an `..._interval` for
+    accuracy, macro_f1, balanced_accuracy and kappa; nll (nats per image), brier (sum over classes,
+    0..2), ece, ece_calibrated_range, all after dividing by `temperature`; before_temperature with
+    the same four at temperature 1; per_class {name: {precision, recall, f1, support, predicted}};
+    confusion (K x K counts, row = truth); never_predicted and absent (names with no prediction,
+    with no image).
 
     Equal scores go to the class that stands first. Raises ValueError for bad input.
     """
     names = check_names(class_names)
     logits, labels = check_scores(logits, labels, len(names))
-    left_out = 0
-    if keep is not None:
-        keep = np.asarray(keep)
-        if keep.shape != labels.shape or keep.dtype != bool:
-            raise ValueError(
-                f"keep is {keep.dtype} of shape {keep.shape}, but one bool per image is needed: "
-                f"({len(labels)},)."
-            )
-        left_out = int((~keep).sum())
-        if left_out == len(labels):
-            raise ValueError("keep leaves no image, so there is nothing to evaluate.")
-        logits, labels = logits[keep], labels[keep]
-
     rows = np.arange(len(labels))
     own = logits[rows, labels][:, None]
     earlier = np.arange(len(names)) < labels[:, None]
@@ -191,7 +169,7 @@ def evaluate(
         else dict.fromkeys(scores)
     )
     each = class_scores(confusion)
-    result: dict = {"n": len(labels), "left_out": left_out}
+    result: dict = {"n": len(labels)}
     for name, value in scores.items():
         result[name] = value
         result[f"{name}_interval"] = intervals[name]
@@ -201,13 +179,7 @@ def evaluate(
     result.update(_probability_scores(logits, labels, temperature, seed))
     result["before_temperature"] = _probability_scores(logits, labels, 1.0, seed)
     result["per_class"] = {
-        name: {
-            "precision": float(each["precision"][k]),
-            "recall": float(each["recall"][k]),
-            "f1": float(each["f1"][k]),
-            "support": int(each["support"][k]),
-            "predicted": int(each["predicted"][k]),
-        }
+        name: {key: values[k].item() for key, values in each.items()}
         for k, name in enumerate(names)
     }
     result["confusion"] = confusion.tolist()
@@ -231,8 +203,6 @@ def scores_text(result: Mapping, title: str = "") -> str:
     before = result["before_temperature"]
     low, high = result["ece_calibrated_range"]
     images = f"{result['n']:,} images"
-    if result["left_out"]:
-        images += f" ({result['left_out']:,} left out)"
     lines = [
         f"{title}: {images}" if title else images,
         line("accuracy", "accuracy"),
@@ -264,8 +234,8 @@ def scores_text(result: Mapping, title: str = "") -> str:
 def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict:
     """Compare two models on the same images: bool (N,) each, True where the model is right.
 
-    Returns both, only_a, only_b, neither (counts), difference (accuracy a - b), p_value (exact
-    binomial on the discordant images; 1.0 when there are none). Source: McNemar 1947.
+    Returns only_a, only_b (images that only one is right on), difference (accuracy a - b), p_value
+    (exact binomial on these images; 1.0 when there are none). Source: McNemar 1947.
     """
     a, b = np.asarray(correct_a), np.asarray(correct_b)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0 or a.dtype != bool or b.dtype != bool:
@@ -276,10 +246,8 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict:
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     discordant = only_a + only_b
     return {
-        "both": int((a & b).sum()),
         "only_a": only_a,
         "only_b": only_b,
-        "neither": int((~a & ~b).sum()),
         "difference": (only_a - only_b) / len(a),
         "p_value": float(stats.binomtest(only_a, discordant).pvalue) if discordant else 1.0,
     }
@@ -287,48 +255,34 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict:
 
 # %%
 def compare(
-    labels: np.ndarray,
-    predicted_a: np.ndarray,
-    predicted_b: np.ndarray,
-    class_names: Sequence[str],
-    *,
-    bootstrap: int = 10_000,
-    seed: int = 0,
+    correct_a: np.ndarray, correct_b: np.ndarray, *, bootstrap: int = 10_000, seed: int = 0
 ) -> dict:
-    """Return {score: {difference (a - b), interval [low, high]}} of four scores, and `mcnemar`.
+    """Return what `mcnemar` does, and `interval`, the 95 % one [low, high] of `difference`.
 
     The bootstrap is paired: both models see the same drawn images, so what is hard for both
-    cancels out. Draws that lack a class are treated as in `bootstrap_intervals`.
+    cancels out. The images that only one is right on say it all, so that three counts are drawn
+    and no image is touched. Where two of the three are 0 every draw is the same, and the interval
+    is None.
     """
-    size = len(check_names(class_names))
-    confusion_a = confusion_matrix(labels, predicted_a, size)
-    confusion_b = confusion_matrix(labels, predicted_b, size)
-    labels, a, b = (np.asarray(x).astype(np.int64) for x in (labels, predicted_a, predicted_b))
-    cells, counts = np.unique((labels * size + a) * size + b, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(labels), counts / len(labels), size=bootstrap
-    )
+    result = mcnemar(correct_a, correct_b)
+    size, only = len(correct_a), (result["only_a"], result["only_b"])
+    counts = np.array([*only, size - sum(only)])
+    if counts.max() == size:
+        return {**result, "interval": None}
+    drawn = np.random.default_rng(seed).multinomial(size, counts / size, size=bootstrap)
+    gains = (drawn[:, 0] - drawn[:, 1]) / size
+    return {**result, "interval": np.quantile(gains, [0.025, 0.975]).tolist()}
 
-    # 0/1 matrices that add the (truth, a, b) cells up to either model's confusion matrix.
-    to_a = np.eye(size * size)[cells // size]
-    to_b = np.eye(size * size)[cells // size**2 * size + cells % size]
-    shape = (bootstrap, size, size)
-    scores_a, scores_b = confusion_scores(confusion_a), confusion_scores(confusion_b)
-    confusions_a, confusions_b = ((drawn @ to).reshape(shape) for to in (to_a, to_b))
-    drawn_a, drawn_b = confusion_scores(confusions_a), confusion_scores(confusions_b)
-    complete = _complete(confusions_a, confusion_a)  # the same for both: the truth is shared
-    spread = _intervals({name: drawn_a[name] - drawn_b[name] for name in scores_a}, complete)
-    result: dict = {
-        name: {"difference": float(scores_a[name] - scores_b[name]), "interval": spread[name]}
-        for name in scores_a
-    }
-    result["mcnemar"] = mcnemar(a == labels, b == labels)
-    return result
+
+# %%
+def p_text(p_value: float) -> str:
+    """Return a p value with three decimals; below 0.001 only that it is (it is never 0)."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 # %%
 def seeds_summary(values: Sequence[float]) -> dict:
-    """Return n, mean, sd (over n - 1), low, high, min, max of one score over several seeds.
+    """Return n, mean, sd (over n - 1), low and high of one score over several seeds.
 
     `low` and `high` bound the 95 % t interval of the mean; with one value they and sd are None.
     """
@@ -341,7 +295,7 @@ def seeds_summary(values: Sequence[float]) -> dict:
         result["sd"] = float(values.std(ddof=1))
         reach = float(stats.t.ppf(0.975, len(values) - 1) * result["sd"] / np.sqrt(len(values)))
         result["low"], result["high"] = mean - reach, mean + reach
-    return {**result, "min": float(values.min()), "max": float(values.max())}
+    return result
 
 
 # %% [markdown]

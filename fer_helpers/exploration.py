@@ -74,10 +74,9 @@ def pick_faces(
 def precision_recall(
     probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, dict]:
-    """Return {name: {precision, recall (arrays), average_precision, share}} of one-against-rest.
+    """Return {name: {precision, recall (arrays), average_precision}} of one-against-rest.
 
-    `share` is the class's share of the images, the precision of guessing. Classes without an image
-    are left out. Source: scikit-learn's precision_recall_curve.
+    Classes without an image are left out. Source: scikit-learn's precision_recall_curve.
     """
     names = check_names(class_names)
     probabilities, labels = check_probabilities(probabilities, labels, len(names))
@@ -88,7 +87,6 @@ def precision_recall(
             "precision": precision,
             "recall": recall,
             "average_precision": float(average_precision_score(labels == k, probabilities[:, k])),
-            "share": float((labels == k).mean()),
         }
     return curves
 

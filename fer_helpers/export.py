@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fer_helpers.extras import lacking
 from fer_helpers.files import replace_file
 from fer_helpers.layouts import local_path
 from fer_helpers.models import EmotionNet
@@ -56,10 +57,8 @@ def _extra(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ExportError(
-            f"{error.name or name} is missing, which ONNX files need: "
-            "pip install onnx onnxruntime onnxscript"
-        ) from None
+        why = lacking(error, name.split(".")[0], "onnx onnxruntime onnxscript")
+        raise ExportError(f"ONNX files cannot be used: {why}") from None
 
 
 @contextlib.contextmanager
@@ -289,14 +288,6 @@ class OnnxModel:
     extra: dict[str, Any]
     path: Path
 
-    def logits(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
-        """Logits (N, K) float32 of uint8 pictures (N, H, W, C), C 1 or 3, of any size."""
-        parts = [
-            self.run(self.preprocess(np.ascontiguousarray(images[start : start + batch_size])))
-            for start in range(0, len(images), batch_size)
-        ]
-        return np.concatenate([np.empty((0, len(self.class_names)), np.float32), *parts])
-
     def run(self, faces: torch.Tensor) -> np.ndarray:
         """Logits (N, K) float32 of preprocessed pictures (N, C, size, size) float32."""
         return self.session.run(None, {"faces": faces.numpy()})[0]
@@ -371,7 +362,8 @@ def _session(path: Path, threads: int = 0) -> Any:
 # export_int8(folder / "net.onnx", faces, folder / "int8.onnx")
 # with torch.inference_mode():
 #     wanted = model(preprocess(faces)).numpy()
-# same = (load_onnx(folder / "net.onnx").logits(faces).argmax(1) == wanted.argmax(1)).sum()
+# net = load_onnx(folder / "net.onnx")
+# same = (net.run(net.preprocess(faces)).argmax(1) == wanted.argmax(1)).sum()
 # print(f"float: the same emotion as PyTorch for {same} of {len(faces)} drawn faces")
 # small = load_onnx(folder / "int8.onnx")
 # share = small.path.stat().st_size / (folder / "net.onnx").stat().st_size

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from fer_helpers.neighbors import FER_CSV_FILES
 
 # The numbers 0..6 of the competition; not alphabetical.
 FER_CSV_ORDER = ("Anger", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
+_NUMBERS = {str(i) for i in range(len(FER_CSV_ORDER))}
 USAGES = ("Training", "PublicTest", "PrivateTest")
 SIDE = 48  # pixels
 
@@ -51,7 +53,8 @@ def read_rows(path: Path) -> Iterator[FerRow]:
         Rows in order, also those with a `problem`.
 
     Raises:
-        DataError: the header lacks `emotion`, `pixels` or `Usage`, or the file is no CSV text.
+        DataError: the header lacks `emotion`, `pixels` or `Usage`, an emotion has a number that
+            FER2013 does not know, or the file is no CSV text.
     """
     try:
         yield from _read_rows(path)
@@ -76,14 +79,23 @@ def _read_rows(path: Path) -> Iterator[FerRow]:
         emotion, pixels, usage = (head.index(name) for name in ("emotion", "pixels", "usage"))
         for number, row in enumerate(rows):
             try:
-                yield _parse(number, row[emotion].strip(), row[usage].strip(), row[pixels])
+                cells = row[emotion].strip(), row[usage].strip(), row[pixels]
             except IndexError:
                 yield FerRow(number, "", "", b"", f"has {len(row)} of {len(head)} columns")
+                continue
+            # Its other numbers may mean something else, too.
+            if re.fullmatch(r"-?\d+", cells[0]) and cells[0] not in _NUMBERS:
+                raise DataError(
+                    f"{path} row {number} has the emotion {cells[0]}, and FER2013 knows 0 to 6, so "
+                    "this is another dataset: put its pictures into one folder per emotion, or "
+                    "give fer2013.csv or icml_face_data.csv"
+                )
+            yield _parse(number, *cells)
 
 
 def _parse(number: int, emotion: str, usage: str, pixels: str) -> FerRow:
     problem = ""
-    if emotion not in {str(i) for i in range(7)}:
+    if emotion not in _NUMBERS:
         problem = f"emotion is {emotion!r}, not 0..6"
     elif usage not in USAGES:
         problem = f"Usage is {usage!r}, not {', '.join(USAGES)}"

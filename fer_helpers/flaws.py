@@ -72,22 +72,22 @@ def near_twins(
         sets: faces, all of one stored size; counted on from one set to the next.
         threshold: smallest Pearson correlation of the grey pixels that counts, 0..1. Pairs that
             fall short by more than 0.02 in the rough comparison are not looked at again.
-        block: faces compared at once; bounds memory to `block` squared.
+        block: faces compared at once; bounds memory to `block` squared, and to the bytes of
+            `block` pictures of FER2013.
 
     Returns:
         pairs, int64 (P, 2), the smaller position first; correlations, float32 (P,).
     """
     sets = list(sets)
     starts = np.cumsum([0, *(len(faces) for faces in sets)])
+    at_once = _at_once(sets[0], block)
     rough = np.concatenate(
         [
-            _unit(faces.images(slice(start, start + block)), rough=True)
+            _unit(faces.images(slice(start, start + at_once)), rough=True)
             for faces in sets
-            for start in range(0, len(faces), block)
+            for start in range(0, len(faces), at_once)
         ]
     )
-    # As many bytes as a block of FER2013's pictures, however large these are.
-    at_once = max(1, block * 48 * 48 // math.prod(sets[0].pixels.shape[1:])) if sets else 1
     pairs, values = [], []
     for i in range(0, len(rough), block):
         for j in range(i, len(rough), block):
@@ -102,6 +102,11 @@ def near_twins(
                 values.append(value[value >= threshold])
     empty = np.empty((0, 2), np.int64)
     return np.concatenate([empty, *pairs]), np.concatenate([np.empty(0, np.float32), *values])
+
+
+def _at_once(faces: FaceSet, count: int) -> int:
+    """How many faces have the bytes of `count` pictures of FER2013, however large they are."""
+    return max(1, count * 48 * 48 // math.prod(faces.pixels.shape[1:]))
 
 
 def _correlation(sets: list[FaceSet], starts: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -152,8 +157,9 @@ def is_blank(faces: FaceSet) -> np.ndarray:
     A little spread is allowed because JPEG may have added it. Returns bool (N,).
     """
     blank = [np.zeros(0, bool)]
-    for start in range(0, len(faces), 4096):
-        images = faces.images(slice(start, start + 4096))
+    at_once = _at_once(faces, 4096)
+    for start in range(0, len(faces), at_once):
+        images = faces.images(slice(start, start + at_once))
         low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
         blank.append((high - low <= 8).all(axis=1))
     return np.concatenate(blank)

@@ -9,9 +9,9 @@
 # %% [markdown]
 # # Inference: faces in, logits out
 #
-# Everything that is scored, drawn or answered passes through one function, so that the accuracy in
-# a table and the answer for a photo come from the same pixels, the same precision and the same
-# views. Nothing here is random: asking twice gives the same numbers.
+# Every network that is scored or asked runs through one function, so that the accuracy in a table
+# and the answer for a photo come from the same pixels and the same views. (An exported file has a
+# runtime of its own, see `export`.) Nothing here is random: asking twice gives the same numbers.
 
 # %%
 """Batched forward passes over a set of faces: logits, test-time views, embeddings."""
@@ -257,7 +257,8 @@ def predict_logits(
 
     Args:
         model: on `device`; its training mode is restored afterwards.
-        faces: a `data.FaceSet`, or a uint8 array (N, H, W, C).
+        faces: a `data.FaceSet` or what has a length and `images` as it does, or a uint8 array (N,
+            H, W, C).
         preprocess: what turns pixels into the model's input.
         batch_size: faces per forward pass.
         device: where the model is.
@@ -299,12 +300,11 @@ def embed(
     faces: Any,
     preprocess: Preprocess,
     *,
-    batch_size: int = 256,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
 ) -> np.ndarray:
     """Pooled features of every face: float32 (N, F)."""
-    how = {"batch_size": batch_size, "device": device, "precision": precision}
+    how = {"batch_size": 256, "device": device, "precision": precision}
     return _over_batches(model, faces, preprocess, model.embed, **how)
 
 

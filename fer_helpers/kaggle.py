@@ -1,7 +1,7 @@
 """Stage the notebook for Kaggle: one file that carries this package, and the metadata to push it.
 
     python -m fer_helpers.kaggle                # build/kaggle, ready for: kaggle kernels push
-    python -m fer_helpers.kaggle --user NAME    # when no Kaggle configuration says your name
+    python -m fer_helpers.kaggle --user NAME    # the same with your name, which pushing needs
 
 Kaggle takes exactly one notebook, so the modules travel inside it, packed into one cell. Readable
 `%%writefile` cells were weighed first: as JSON they are 1.3 times the size of the sources, which
@@ -66,18 +66,12 @@ def package_modules(package: Path) -> dict[str, str]:
     """The sources to embed: every `.py` file below `package`, by its path as imported, sorted.
 
     What Jupyter keeps in hidden folders (`.ipynb_checkpoints`) is none of them.
-
-    Raises:
-        KaggleError: the folder holds none.
     """
-    modules = {
+    return {
         path.relative_to(package.parent).as_posix(): path.read_bytes().decode()
         for path in sorted(package.rglob("*.py"))
         if not any(part.startswith(".") for part in path.relative_to(package).parts)
     }
-    if not modules:
-        raise KaggleError(f"{package} holds no Python module: stage from a checkout.")
-    return modules
 
 
 def embedding_cells(modules: Mapping[str, str], commit: str) -> list[NotebookNode]:
@@ -118,16 +112,13 @@ def staged_notebook(notebook: Path, parameters: Path, modules: Mapping[str, str]
         staged, special, comment=f"From {parameters.name}: these values override the cell above"
     )
     commit = code_version()
-    for number, cell in enumerate(staged.cells):
+    for cell in staged.cells:
         cell.metadata.pop("papermill", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "injected-parameters"  # papermill's is random
-        elif "id" not in cell:
-            cell.id = f"cell-{number}"
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     staged.cells[1:1] = embedding_cells(modules, commit)
-    staged.nbformat, staged.nbformat_minor = 4, 5  # the first with cell ids
     staged.metadata = nbformat.from_dict(
         {
             "kernelspec": staged.metadata.kernelspec,
@@ -137,35 +128,6 @@ def staged_notebook(notebook: Path, parameters: Path, modules: Mapping[str, str]
     )
     nbformat.validate(staged)
     return staged
-
-
-def kaggle_user() -> str | None:
-    """The user's name from the Kaggle configuration, or None; nothing else is taken from it.
-
-    Looked up where the Kaggle CLI does: `KAGGLE_USERNAME`, then `kaggle.json` or `credentials.json`
-    in `KAGGLE_CONFIG_DIR`, `~/.kaggle` or `~/.config/kaggle`. A bare API token names nobody.
-
-    Raises:
-        KaggleError: a configuration file is there and cannot be read.
-    """
-    if name := os.environ.get("KAGGLE_USERNAME", "").strip():
-        return name
-    xdg = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    folders = [os.environ.get("KAGGLE_CONFIG_DIR"), Path.home() / ".kaggle", Path(xdg) / "kaggle"]
-    for folder in filter(None, folders):
-        for path in (Path(folder) / "kaggle.json", Path(folder) / "credentials.json"):
-            if not path.exists():
-                continue
-            try:
-                name = json.loads(path.read_text(encoding="utf-8")).get("username")
-            except (OSError, ValueError, AttributeError):
-                # No chained error: its text could quote a key.
-                raise KaggleError(
-                    f"{path} cannot be read as Kaggle's configuration: mend it, or give --user."
-                ) from None
-            if name:
-                return str(name)
-    return None
 
 
 def kernel_metadata(template: Path, user: str) -> dict:
@@ -195,8 +157,8 @@ def stage(
     Args:
         out: made when missing; the two files in it are replaced.
         parameters: the YAML file whose values the staged notebook starts with.
-        user: owner of the Kaggle notebook; None takes the name in the Kaggle configuration, and
-            without one leaves a placeholder (enough to import the file by hand).
+        user: owner of the Kaggle notebook; None takes `KAGGLE_USERNAME` of the environment, and
+            without it leaves a placeholder (enough to import the file by hand).
         root: the checkout to stage.
 
     Returns:
@@ -212,7 +174,7 @@ def stage(
             f"{root} is no checkout of the repository ({TEMPLATE} is missing): clone it and stage "
             "from there."
         )
-    user = user or kaggle_user() or NOBODY
+    user = user or os.environ.get("KAGGLE_USERNAME") or NOBODY
     metadata = kernel_metadata(root / TEMPLATE, user)
     modules = package_modules(root / "fer_helpers")
     notebook = staged_notebook(root / NOTEBOOK, Path(parameters), modules)
@@ -231,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fer_helpers.kaggle", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--user", help="your Kaggle user name (default: from its configuration)")
+    parser.add_argument("--user", help="your Kaggle user name (default: KAGGLE_USERNAME)")
     parser.add_argument("--parameters", default=ROOT / "params" / "kaggle.yaml", help="YAML file")
     parser.add_argument("--out", default="build/kaggle", help="folder to write (%(default)s)")
     chosen = parser.parse_args(arguments)

@@ -18,6 +18,14 @@ EMOTIONS = ("Anger", "Contempt", "Disgust", "Fear", "Happy", "Neutral", "Sad", "
 AFFECTNET_CLASSES = EMOTIONS
 FER_CLASSES = tuple(name for name in EMOTIONS if name != "Contempt")
 
+# The official images of each of `FER_CLASSES` (Goodfellow et al. 2013, "Challenges in
+# representation learning").
+FER_COUNTS = {
+    "Training": (3995, 436, 4097, 7215, 4965, 4830, 3171),
+    "PublicTest": (467, 56, 496, 895, 607, 653, 415),
+    "PrivateTest": (491, 55, 528, 879, 626, 594, 416),
+}
+
 _SPELLINGS = {
     "Anger": "anger angry angered mad",
     "Contempt": "contempt contemptuous",
@@ -35,6 +43,13 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+IMAGE_SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("avif", "bmp", "gif", "heic", "heif", "jfif", "jpe", "jpeg", "jpg", "mpo", "pbm"),
+        *("pgm", "png", "ppm", "tif", "tiff", "webp"),
+    )
+)
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin"}
 
 

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fer_helpers.comparison import RunRecord, read_run
 from fer_helpers.confusions import top_confusions
 from fer_helpers.exploration import slice_name
 from fer_helpers.files import write_file
+from fer_helpers.run_records import RunRecord, read_run
 from fer_helpers.runs import Run
 
 # %% [markdown]
@@ -182,6 +182,12 @@ def _data_and_terms(record: RunRecord) -> list[str]:
         lines.append(
             "- FER+ votes on the training faces of FER2013 were learned beside its labels."
         )
+    begun = record.params.get("PRETRAINED", "none")
+    if begun not in ("none", "imagenet"):
+        lines.append(
+            f"- Started from *{escape(begun)}*: its data and terms apply too; it may have seen the "
+            "pictures scored here."
+        )
     return [*lines, "- The pictures themselves are not passed on.", ""]
 
 
@@ -235,11 +241,13 @@ def _confidence(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list
         )
     silent = record.metrics.get("abstain", {})
     if silent.get("stamp") and silent["accuracy"] is not None:
+        answered = round(silent["coverage"] * silent["stamp"]["n"])
+        right = round(silent["accuracy"] * answered)
         lines.append(
             f"- {_where(silent['stamp'])}: answering only from a confidence of "
             f"{_percent(silent['threshold'])} on (chosen on the selection set), it answers "
-            f"{_percent(silent['coverage'])} of the pictures and is right about "
-            f"{_percent(silent['accuracy'])} of these."
+            f"{_percent(silent['coverage'])} of the pictures (n = {answered:,}) and is right about "
+            f"{_share(right, answered)} of these."
         )
     return [*lines, ""]
 
@@ -254,9 +262,8 @@ def _where_it_fails(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> 
         if numbers["never_predicted"]:
             absent = ", ".join(map(escape, numbers["never_predicted"]))
             lines += [f"Never predicted on this set: {absent}.", ""]
-        confusion = np.asarray(numbers["confusion"])
-        totals = dict(zip(names, confusion.sum(axis=1).tolist(), strict=True))
-        worst = top_confusions(confusion, names, k=5, above=0.0)
+        totals = {name: row["support"] for name, row in numbers["per_class"].items()}
+        worst = top_confusions(np.asarray(numbers["confusion"]), names, k=5, above=0.0)
         rows = [
             (
                 f"{escape(cell['truth'])} → {escape(cell['prediction'])}",
@@ -276,16 +283,10 @@ def _where_it_fails(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> 
 
 
 def _class_lines(result: Mapping[str, Any]) -> list[str]:
-    twin = result["leak_free"]
-    confusion = np.asarray(result["numbers"]["confusion"])
+    numbers, twin = result["numbers"], result["leak_free"]
     rows = []
     for index, name in enumerate(result["class_names"]):
-        row = result["numbers"]["per_class"][name]
-        right, truth, predicted = (
-            confusion[index, index],
-            confusion[index].sum(),
-            confusion[:, index].sum(),
-        )
+        row, right = numbers["per_class"][name], numbers["confusion"][index][index]
         rest = "–"
         if twin:
             kept = np.asarray(twin["confusion"])[index]
@@ -294,14 +295,14 @@ def _class_lines(result: Mapping[str, Any]) -> list[str]:
             (
                 escape(name),
                 row["support"],
-                _share(right, truth),
+                _share(right, row["support"]),
                 rest,
-                _share(right, predicted),
+                _share(right, row["predicted"]),
                 _percent(row["f1"]) if row["support"] else "–",
             )
         )
     head = ("class", "n", "recall [95 %]", "leak-free recall [95 %]", "precision [95 %]", "F1")
-    return _table(head, sorted(rows, key=lambda row: row[0]))
+    return _table(head, rows)
 
 
 def _confident_mistakes(record: RunRecord, stamp: Mapping[str, Any]) -> list[str]:

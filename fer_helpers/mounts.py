@@ -1,4 +1,4 @@
-"""What is attached to a Kaggle session: the one place that knows where it is mounted."""
+"""Finds files attached to a Kaggle session; whole datasets are found by `layouts.find_dataset`."""
 
 import os
 import re

@@ -7,11 +7,12 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fer_helpers.layouts import (
     EMOTIONS,
+    IMAGE_SUFFIXES,
     DataError,
     Listing,
     canonical_emotion,
@@ -40,8 +41,7 @@ _SPLIT_COLUMNS = ("split", "usage", "set", "subset")
 
 LAYOUTS = {
     "fer2013": "FER2013 as Kaggle folders",
-    "fer2013-csv": "FER2013 as one CSV file",
-    "affectnet": "AffectNet-8 folders",
+    "fer2013-csv": "a CSV file like FER2013's",
     "raf-db": "RAF-DB: aligned pictures and label lists",
     "ckplus": "CK+48: three frames of each sequence",
     "labels-csv": "pictures with a table of labels",
@@ -51,7 +51,10 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Recognized:
-    """What stands in a folder: a key of `LAYOUTS`, the dataset's name, and where it begins."""
+    """What stands in a folder: a key of `LAYOUTS`, the dataset's name, and where it begins.
+
+    The name is empty where only its folder could give it one.
+    """
 
     layout: str
     dataset: str
@@ -71,28 +74,29 @@ def recognize(folder: Path) -> Recognized | None:
             f"{folder} is in YOLO format (labels in text files beside the images), which is not "
             "read here: use a release of the dataset with one folder per class"
         )
-    raf = sum(bool(_RAF_NAME.match(name)) for name in names)
-    if _raf_tables(folder) and raf and raf >= len(names) // 2:
+    # As its authors give it, RAF-DB holds more texts of annotations than pictures.
+    pictures = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    raf = sum(bool(_RAF_NAME.match(name)) for name in pictures)
+    if _raf_tables(folder) and raf and raf >= len(pictures) // 2:
         return Recognized("raf-db", "RAF-DB", folder)
     if _label_table(folder):
-        return Recognized("labels-csv", folder.name, folder)
+        return Recognized("labels-csv", "", folder)
     if train:
         if any(name.startswith("Training_") for name in names):
             return Recognized("fer2013", "FER2013", folder)
         classes = sorted(canonical_emotion(name) for name in subfolders(train))
-        if classes == list(EMOTIONS) and (
-            split_folder(folder, "val") or split_folder(folder, "test")
-        ):
-            return Recognized("affectnet", "AffectNet", folder)
+        # Others have these eight classes, too (FER+), and a false name makes a set "seen".
+        affectnet = classes == list(EMOTIONS) and "affectnet" in str(folder).lower()
         if len(classes) > 1 or raf:
-            return Recognized("folders", "RAF-DB" if raf else folder.name, folder)
+            name = "RAF-DB" if raf else "AffectNet" if affectnet else ""
+            return Recognized("folders", name, folder)
     if any((folder / name).is_file() for name in FER_CSV_FILES):
         return Recognized("fer2013-csv", "FER2013", folder)
     inside = subfolders(folder)
     if len(inside) > 1 and all(_holds_files(folder / name) for name in inside):
         if names and sum(bool(_CK_NAME.match(name)) for name in names) > len(names) // 2:
             return Recognized("ckplus", "CK+48", folder)
-        return Recognized("folders", folder.name, folder)
+        return Recognized("folders", "", folder)
     return None
 
 
@@ -117,11 +121,13 @@ def _raf_tables(folder: Path) -> list[Path]:
 # ---------------------------------------------------------------- listing
 
 
-def lister(found: Recognized, order: str | Sequence[str] | None) -> Callable[[], dict]:
+def lister(found: Recognized, order: str | Sequence[str] | None) -> Callable[..., dict]:
     """Build the function that lists a recognized dataset: `{"train": Listing, ...}`.
 
+    Asked for one role, the function lists no other, unless one table labels them all.
+
     Args:
-        found: what was recognized, any layout but "fer2013", "fer2013-csv" and "affectnet".
+        found: what was recognized, any layout but "fer2013" and "fer2013-csv".
         order: class names in the order of the dataset's numbers, where it has numbers; a text
             is split at commas and blanks.
     """
@@ -129,18 +135,21 @@ def lister(found: Recognized, order: str | Sequence[str] | None) -> Callable[[],
     names = [canonical_emotion(word) for word in words]
     if len(set(names)) < len(names):
         raise DataError(f"the label order {' '.join(names)} names a class twice: name each once")
-    make = {"raf-db": _list_raf, "labels-csv": _list_table}.get(found.layout, _list_folders)
-    return lambda: make(found, names)
+    if found.layout in ("raf-db", "labels-csv"):
+        make = _list_raf if found.layout == "raf-db" else _list_table
+        return lambda role="": make(found, names)
+    return lambda role="": _list_folders(found, names, role)
 
 
-def _list_folders(found: Recognized, order: list[str]) -> dict[str, Listing]:
+def _list_folders(found: Recognized, order: list[str], only: str) -> dict[str, Listing]:
     folders = _split_folders(found.root)
-    if any(name.isdigit() for name in subfolders(folders["train"])):
-        return _list_numbered(found, folders, order)
+    wanted = {role: f for role, f in folders.items() if f is not None and only in ("", role)}
+    numbers = sorted(subfolders(folders["train"]), key=_as_number)
+    if any(name.isdigit() for name in numbers):
+        return _list_numbered(found, wanted, numbers, order)
     listings = {
         role: list_class_folders(folder, role, "the dataset folder")
-        for role, folder in folders.items()
-        if folder is not None
+        for role, folder in wanted.items()
     }
     _same_classes(listings)
     return listings
@@ -164,15 +173,15 @@ def _split_folders(root: Path) -> dict[str, Path | None]:
     return folders
 
 
-def _list_numbered(found: Recognized, folders: dict, order: list[str]) -> dict[str, Listing]:
-    numbers = sorted(subfolders(folders["train"]), key=_as_number)
+def _list_numbered(
+    found: Recognized, folders: dict[str, Path], numbers: list[str], order: list[str]
+) -> dict[str, Listing]:
     if not order and found.dataset == "RAF-DB":
         order = list(RAF_ORDER)
-    meaning = _meaning(numbers, order, folders["train"])
+    meaning = _meaning(numbers, order, next(iter(folders.values())))
+    read = ", ".join(f"{number} as {name}" for number, name in meaning.items())
     listings = {}
     for role, folder in folders.items():
-        if folder is None:
-            continue
         if sorted(subfolders(folder), key=_as_number) != numbers:
             raise DataError(
                 f"{role} in {folder} does not hold the folders {', '.join(numbers)} of train: "
@@ -185,11 +194,8 @@ def _list_numbered(found: Recognized, folders: dict, order: list[str]) -> dict[s
                 raise DataError(
                     f"{role}: the class folder {folder / number} is empty: unzip the dataset again"
                 )
+        notes += [f"read the numbered folders {read}"] if role == "train" else []
         listings[role] = _named(role, folder, files, emotions, notes)
-    read = ", ".join(f"{number} as {name}" for number, name in meaning.items())
-    first = listings["train"]
-    notes = (*first.notes, f"read the numbered folders {read}")
-    listings["train"] = replace(first, notes=notes)
     return listings
 
 
@@ -224,11 +230,12 @@ def _gather(
 
 def _meaning(numbers: Sequence[str], order: list[str], where: Path) -> dict[str, str]:
     if not order:
+        way = "write them into the table" if where.is_file() else "rename the folders to them"
         raise DataError(
             f"{where} labels its pictures with the numbers {', '.join(numbers)}, and their "
-            "meaning differs between releases: which emotion is each? Give the names in their "
-            "order as `order`, for the official AffectNet order 'neutral happy sad surprise fear "
-            "disgust anger contempt'"
+            f"meaning differs between releases: which emotion is each? Find out and {way}, or "
+            "give load_faces the names in their order as `order`, for the official AffectNet "
+            "order 'neutral happy sad surprise fear disgust anger contempt'"
         )
     if len(order) != len(numbers):
         raise DataError(
@@ -249,7 +256,7 @@ def _named(role, folder, files, emotions: Sequence[str], notes) -> Listing:
 
 
 def _same_classes(listings: dict[str, Listing]) -> None:
-    first = listings["train"]
+    first = next(iter(listings.values()))  # train, unless one is listed alone
     for role, listing in listings.items():
         if listing.class_names != first.class_names:
             odd = sorted(set(listing.class_names) ^ set(first.class_names))

@@ -71,21 +71,8 @@ def plot_reliability(
     """
     figure, axes = new_figure(4.0, title, note, columns=2)
     left, right = axes[0]
-    edges = np.asarray(after["edges"])
-    filled = np.flatnonzero(np.asarray(after["count"]) > 0)
-
-    def column(part: Mapping, key: str) -> np.ndarray:
-        return np.array(part[key], dtype=np.float64)  # an empty bin's None becomes NaN
-
-    band = None
-    for k in filled:
-        band = left.fill_between(
-            edges[k : k + 2],
-            column(after, "low")[k],
-            column(after, "high")[k],
-            color=PALE,
-            linewidth=0,
-        )
+    edges = after["edges"]
+    band = left.stairs(after["high"], edges, baseline=after["low"], fill=True, color=PALE)
     (diagonal,) = left.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2)
     handles, names = [band, diagonal], ["range of a calibrated model", "confidence = accuracy"]
     for part, color, mark, name in (
@@ -93,9 +80,9 @@ def plot_reliability(
         (after, BLUE, "o-", "after temperature" if before else "this model"),
     ):
         if part is not None:
-            some = np.asarray(part["count"]) > 0
+            some = part["count"] > 0  # a line runs on over an empty bin
             handles += left.plot(
-                column(part, "confidence")[some], column(part, "accuracy")[some],
+                part["confidence"][some], part["accuracy"][some],
                 mark, color=color, markersize=4.5, linewidth=1.5,
             )  # fmt: skip
             low, high = part["ece_calibrated_range"]
@@ -211,29 +198,26 @@ def plot_embedding(
         raise ValueError(f"there is no class {unknown[0]!r}: choose from {', '.join(class_names)}.")
     figure, axes = new_figure(5.2, title, note, width=8)
     ax = axes[0, 0]
-    handles, names = [], []
-    order = sorted(range(len(class_names)), key=lambda k: class_names[k] in highlight)
-    for k in order:
+    dots = {}
+    for k in sorted(range(len(class_names)), key=lambda k: class_names[k] in highlight):
         here = points[labels == k]
         pale = bool(highlight) and class_names[k] not in highlight
-        dots = ax.scatter(
+        handle = ax.scatter(
             here[:, 0], here[:, 1], s=14, marker=MARKERS[k % len(MARKERS)],
             color="#dcdcdc" if pale else PALETTE[k % len(PALETTE)], linewidth=0,
             alpha=0.5 if pale else 0.85, rasterized=True,
         )  # fmt: skip
         if len(here) and not pale:
-            handles.append((k, dots))
-    handles = [dots for _, dots in sorted(handles, key=lambda pair: pair[0])]
-    names = [
-        clean(name)
-        for k, name in enumerate(class_names)
-        if (labels == k).any() and (not highlight or name in highlight)
-    ]
+            dots[k] = handle
+    shown = sorted(dots)  # as the classes are, whichever was drawn on top
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(True)
     ax.spines[:].set_color("#cccccc")
-    figure.legend(handles, names, loc="outside right center", markerscale=1.8)
+    figure.legend(
+        [dots[k] for k in shown], [clean(class_names[k]) for k in shown],
+        loc="outside right center", markerscale=1.8,
+    )  # fmt: skip
     return figure
 
 
@@ -255,10 +239,9 @@ def plot_residuals(
         (axes[0, 0], result, "all answers (chance: truth and answer independent)"),
         (axes[0, 1], result["among_errors"], "wrong answers alone"),
     ):
-        values = np.array(part["residuals"], dtype=np.float64)
-        p_values = np.array(part["p_adjusted"], dtype=np.float64)
+        values = part["residuals"]
         check_rows("residuals", values, class_names)
-        stars = np.where(np.nan_to_num(p_values, nan=1.0) < 0.05, "*", "")
+        stars = np.where(part["p_adjusted"] < 0.05, "*", "")  # NaN is not
         # From 100 on without a decimal, which would not fit into the cell.
         decimals = np.where(np.abs(np.nan_to_num(values)) < 99.95, 1, 0)
         write = np.vectorize(lambda value, digits, star: f"{value:+.{digits}f}{star}")

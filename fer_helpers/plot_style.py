@@ -188,10 +188,13 @@ def draw_matrix(
     known = np.isfinite(values)
     if not known.any():
         low, high = 0, 1
+    width, height = ax.figure.get_size_inches()
+    cell = 72 * min(width / len(ax.figure.axes), height) / len(names)  # points, at most
+    small = {"fontsize": min(8 if len(names) <= 8 else 6.5, cell / 4.5)}
     sns.heatmap(
         np.where(known, values, 0), mask=~known, ax=ax, cmap=cmap, vmin=low, vmax=high,
         annot=True if texts is None else texts, fmt=fmt, cbar=False, square=True,
-        annot_kws={"fontsize": 8 if len(names) <= 8 else 6.5}, linewidths=0.6, linecolor="white",
+        annot_kws=small, linewidths=0.6, linecolor="white",
     )  # fmt: skip
     for i, j in np.argwhere(~known):
         ax.text(j + 0.5, i + 0.5, "–", ha="center", va="center", color=GREY, fontsize=8)

@@ -276,8 +276,9 @@ def plot_class_scores(
             for scores in per_class.values()
         ]
         handles.append(ax.bar(spots + (k - 1) * 0.27, values, 0.25, color=color))
-        texts = ["" if np.isnan(value) else f"{value:.2f}" for value in values]
-        ax.bar_label(handles[-1], texts, fontsize=7, padding=1)
+        if len(per_class) <= 12:  # beside more bars the numbers would run into each other
+            texts = ["" if np.isnan(value) else f"{value:.2f}" for value in values]
+            ax.bar_label(handles[-1], texts, fontsize=7, padding=1)
     name_ticks(ax, list(per_class))
     ax.set_ylim(0, 1.08)
     ax.set_yticks(np.arange(0, 1.01, 0.2))

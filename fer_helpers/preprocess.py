@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fer_helpers.pictures import ImageError, cause, open_image, plain_image, quiet
+from fer_helpers.pictures import ImageError, cause, open_image, plain_image
 
 # %% [markdown]
 # ## From pixels to numbers
@@ -190,8 +190,8 @@ def _as_batch(image: Any) -> tuple[torch.Tensor, bool]:
     if isinstance(image, np.ndarray):
         channels_last = True
         if image.dtype == np.uint8:
-            with quiet:  # torch warns of memory that must not be written to; nobody does here
-                image = torch.from_numpy(np.ascontiguousarray(image))
+            # "W": of memory that must not be written to (a stored set, a PIL image) torch warns.
+            image = torch.from_numpy(np.require(image, requirements=("C", "W")))
     else:
         channels_last = False
     if getattr(image, "dtype", None) != torch.uint8:

@@ -11,8 +11,9 @@
 #
 # Most published FER2013 numbers score the images that something was chosen on. Here a model is
 # scored in one place, below: the temperature comes from the selection set, each test set is passed
-# through once, and every number leaves with a stamp that says what it is and with its *leak-free
-# twin*, the same number without the test images that also stand in train.
+# through once for each number of views (the pool holds both halves), and every number leaves with a
+# stamp that says what it is and with its *leak-free twin*, the same number without the test images
+# that also stand in train.
 
 # %%
 """Score a trained model on its test sets: stamped numbers with intervals and leak-free twins."""
@@ -141,21 +142,19 @@ def _entry(
     """The numbers of these logits and their leak-free twin, under the stamp `about`."""
     arguments = {"temperature": temperature, "bootstrap": bootstrap, "seed": about["seed"]}
     numbers = evaluate(logits, test.labels, test.class_names, **arguments)
-    leak_free = None
-    if test.leak_free.any():
-        leak_free = evaluate(
-            logits, test.labels, test.class_names, keep=test.leak_free, **arguments
-        )
-    return scored(about, numbers, leak_free=leak_free, headline=headline)
+    free, twin = test.leak_free, None
+    if free.any():
+        twin = evaluate(logits[free], test.labels[free], test.class_names, **arguments)
+    return scored(about, numbers, leak_free=twin, headline=headline)
 
 
 # %% [markdown]
 # ## The other operating point
 #
 # A network that learned from many happy and few disgusted faces leans towards the frequent answer.
-# That is right as long as only the share of right answers counts. Taking a part of the class
-# shares off the logits gives a second way to read the very same network, which finds more of the
-# rare classes and is right a little less often.
+# That is right as long as only the share of right answers counts. Taking a part of the logarithms
+# of the class shares off the logits gives a second way to read the very same network, which finds
+# more of the rare classes and is right a little less often.
 
 
 # %%

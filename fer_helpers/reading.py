@@ -42,6 +42,7 @@ class Reader:
     progress: bool | None
     notes: list[str] = field(default_factory=list)
     bad_files: list[tuple[str, str]] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height as stored
 
     def __post_init__(self):
         """Refuse sizes that mean nothing before anything is decoded."""
@@ -56,9 +57,12 @@ class Reader:
             relist,
             size=self.size,
             grey=self.grey,
+            scattered=self.sizes[0] if self.sizes else None,  # a test set is stored like train
             cache_dir=self.cache_dir,
             progress=self.progress,
         )
+        height, width = store.pixels.shape[1:3]
+        self.sizes.append((width, height))
         self.notes.extend(listing.notes + store.notes)
         self.judge(listing.role, listing.folder, listing.names, store.bad)
         return self._faces(listing, store)
@@ -124,6 +128,7 @@ class Reader:
             sentence: says what is scored.
             groups: (N,), equal for training faces that must stay together; twins by default.
         """
+        scored = sentence
         if selection is not None:
             sentence += f" Choices are made on {selection.split} ({len(selection):,} images)."
         elif self.selection_size == 0:
@@ -154,6 +159,7 @@ class Reader:
             sentence=sentence,
             notes=tuple(self.notes),
             bad_files=tuple(self.bad_files),
+            scored=scored,
         )
 
     def _cut_selection(self, train: FaceSet, groups) -> tuple[FaceSet, FaceSet]:

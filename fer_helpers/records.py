@@ -217,12 +217,12 @@ def write_predictions(
     class_names: Sequence[str],
     dataset: str,
     split: str,
-    leak_free: np.ndarray | None = None,
+    leak_free: np.ndarray,
 ) -> Path:
     """Write one line per picture to `predictions.csv`; the split's earlier lines are replaced.
 
     Columns: `dataset, split, file, truth, prediction, leak_free, origin, p_<class>` ... A class
-    that this split does not know has no probability. `leak_free` is empty where nobody looked.
+    that this split does not know has no probability.
 
     Args:
         run: The run.
@@ -232,7 +232,7 @@ def write_predictions(
         class_names: K names.
         dataset: Name of the dataset.
         split: Name of the split.
-        leak_free: (N,) bool; None where train was not searched for twins.
+        leak_free: (N,) bool, False for pictures that also stand in train.
 
     Raises:
         RunError: Lengths disagree, or rows are no probabilities (logits, NaN).
@@ -247,13 +247,12 @@ def write_predictions(
             f"labels and {probabilities.shape} probabilities; give the arrays of one split."
         )
     sums = probabilities.sum(axis=1, dtype=np.float64)
-    if len(files) and not (np.all(probabilities >= 0) and np.allclose(sums, 1, atol=1e-3)):
+    if not (np.all(probabilities >= 0) and np.allclose(sums, 1, atol=1e-3)):
         raise RunError(
             f"{split}: the rows are no probabilities; pass logits through evaluation.softmax."
         )
     # Not of the rounded ones: to float32 two near chances may be the same.
     answers = exact.argmax(axis=1)
-    known = np.asarray([""] * len(files) if leak_free is None else leak_free)
     lines = [
         {
             "dataset": dataset,
@@ -266,7 +265,7 @@ def write_predictions(
             **{f"p_{name}": value for name, value in zip(class_names, row, strict=True)},
         }
         for file, label, answer, row, free in zip(
-            files, labels, answers, probabilities, known, strict=True
+            files, labels, answers, probabilities, leak_free, strict=True
         )
     ]
     return _replace_rows(run.folder / "predictions.csv", lines, ("dataset", "split"))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fer_helpers import __version__
 from fer_helpers.files import rename
-from fer_helpers.layouts import is_hidden, local_path, walk_once
+from fer_helpers.layouts import IMAGE_SUFFIXES, is_hidden, local_path, walk_once
 from fer_helpers.pictures import ImageError, open_image, plain_image, shift_of
 
 URL_MAX_BYTES = 20_000_000
@@ -26,20 +26,13 @@ URL_SECONDS = 20.0
 # Some servers, Wikimedia's among them, refuse the name that requests gives itself.
 HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"fer_helpers/{__version__}"}
 MAX_OPEN_PIXELS = 60_000_000  # of arrays and PIL images: 16 bytes a pixel on the way
-IMAGE_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("avif", "bmp", "gif", "heic", "heif", "jfif", "jpe", "jpeg", "jpg", "mpo", "pbm"),
-        *("pgm", "png", "ppm", "tif", "tiff", "webp"),
-    )
-)
 
 
 class FetchError(RuntimeError):
     """A download that was refused, failed, or was not what it should be."""
 
 
-def fetch(url: str, *, max_bytes: int, seconds: float = 20.0) -> bytes:
+def fetch(url: str, *, max_bytes: int, seconds: float = URL_SECONDS) -> bytes:
     """Download `url` (http or https only, redirects included).
 
     Args:
@@ -122,7 +115,7 @@ def read_image(source: Any) -> Image.Image:
     """
     if isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source):
         try:
-            stream = io.BytesIO(fetch(source, max_bytes=URL_MAX_BYTES, seconds=URL_SECONDS))
+            stream = io.BytesIO(fetch(source, max_bytes=URL_MAX_BYTES))
         except FetchError as error:
             raise ImageError(str(error)) from error
         stream.name = source  # named in the error if these bytes are no picture

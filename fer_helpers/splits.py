@@ -120,6 +120,7 @@ class Splits:
         sentence: which rule divided it, for the reader.
         notes: what else the reader should know: bad files skipped, folders renamed, ...
         bad_files: `(name, reason)` of every file that was skipped.
+        scored: the part of `sentence` that says what is scored.
     """
 
     train: TrainSet
@@ -128,6 +129,7 @@ class Splits:
     sentence: str
     notes: tuple[str, ...] = ()
     bad_files: tuple[tuple[str, str], ...] = ()
+    scored: str = ""
 
 
 def _shares(counts: np.ndarray, size: int) -> np.ndarray:
@@ -141,7 +143,7 @@ def _shares(counts: np.ndarray, size: int) -> np.ndarray:
 
 def _shuffle_keys(files: np.ndarray, purpose: str) -> np.ndarray:
     """A pseudo-random key for each name: uint64 (N,)."""
-    text = (f"{purpose}:{name}".encode("utf-8", "surrogatepass") for name in files)
+    text = (f"{purpose}:{name}".encode() for name in files)
     digests = b"".join(hashlib.blake2b(t, digest_size=8).digest() for t in text)
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64)
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -48,14 +49,17 @@ class Store:
     notes: tuple[str, ...] = ()
 
 
-def cache_key(listing: Listing, size: int | None, grey: bool) -> str:
+def cache_key(
+    listing: Listing, size: int | None, grey: bool, scattered: tuple[int, int] | None = None
+) -> str:
     """Names a decoded store; changes whenever the folder or the way of decoding does.
 
     Pillow is part of that way: another version opens other files and rounds otherwise.
     """
-    how = f"{FORMAT} {PIL.__version__} {size} {grey} {os.path.realpath(listing.folder)}\n"
+    folder = os.path.realpath(listing.folder)
+    how = f"{FORMAT} {PIL.__version__} {size} {grey} {scattered} {folder}\n"
     key = hashlib.sha256(how.encode("utf-8", "surrogatepass"))
-    key.update("\n".join(listing.names).encode("utf-8", "surrogatepass"))
+    key.update("\n".join(listing.names).encode())
     key.update(listing.stamps.astype("<i8").tobytes())
     return key.hexdigest()[:32]
 
@@ -66,21 +70,24 @@ def open_store(
     *,
     size: int | None = None,
     grey: bool = False,
+    scattered: tuple[int, int] | None = None,
     cache_dir: str | Path | None = None,
     progress: bool | None = None,
 ) -> Store:
     """The decoded pictures of a listing: from the cache, or decoded now on every core.
 
-    All pictures get one size: the most common one of the folder, reduced to `size` where it is
-    larger. Pictures of another size are resized with Pillow's bilinear filter, which is
-    anti-aliased when it reduces; the others keep their exact pixels. Rotated, transparent and
-    16-bit files are read as prediction reads them.
+    All pictures get one size: the most common one of the folder or, where less than half of them
+    have it, the median width and height; reduced to `size` where that is larger. Pictures of
+    another size are resized with Pillow's bilinear filter, which is anti-aliased when it reduces;
+    the others keep their exact pixels. Rotated, transparent and 16-bit files are read as
+    prediction reads them.
 
     Args:
         listing: files to read.
         relist: lists them again, to notice a folder that changes while it is read.
         size: upper bound of height and width in pixels; None keeps the native size.
         grey: decode to one channel (ITU-R 601-2 luma, as Pillow's "L").
+        scattered: width and height in place of the medians, those of a split read before.
         cache_dir: folder of the cache; None takes the user's cache folder.
         progress: show a progress bar; None shows it on a terminal only.
 
@@ -88,11 +95,11 @@ def open_store(
         DataError: the folder changed while it was being read, no file of it can be read, or memory
             ran out.
     """
-    build = _Builder(listing, relist, size, grey, progress)
+    build = _Builder(listing, relist, size, grey, scattered, progress)
     try:
         store, notes = cached(
             cache_dir,
-            cache_key(listing, size, grey),
+            cache_key(listing, size, grey, scattered),
             write=build.write,
             load=lambda entry: _load(entry, listing),
             in_memory=build.in_memory,
@@ -141,9 +148,9 @@ def _opens(path: str) -> bool:
 class _Builder:
     """Decodes one listing, to a folder or to memory."""
 
-    def __init__(self, listing, relist, size, grey, progress):
+    def __init__(self, listing, relist, size, grey, scattered, progress):
         self.listing, self.relist, self.size, self.grey = listing, relist, size, grey
-        self.progress = progress
+        self.scattered, self.progress = scattered, progress
 
     def write(self, folder: Path) -> None:
         """Write the store into `folder`; chunk by chunk, so that memory stays flat."""
@@ -195,6 +202,9 @@ class _Builder:
     def _bounded(self, sizes: Counter) -> tuple[int, int]:
         most = max(sizes.values())
         width, height = max(wh for wh, count in sizes.items() if count == most)
+        if 2 * most < sizes.total():  # the commonest is an accident, and may have any shape
+            medians = (statistics.median_low(side) for side in zip(*sizes.elements(), strict=True))
+            width, height = self.scattered or medians
         bound = self.size or max(width, height)
         return min(width, bound), min(height, bound)
 
@@ -257,7 +267,7 @@ class _Builder:
         """The decoded table, without pixels."""
         content = hashlib.sha256()
         for name, digest in zip(self.listing.names, self.digests, strict=True):
-            content.update(name.encode("utf-8", "surrogatepass") + b"\0" + digest.tobytes())
+            content.update(name.encode() + b"\0" + digest.tobytes())
         notes = []
         if len(self.sizes) > 1:
             shown = ", ".join(f"{w}x{h} ({n})" for (w, h), n in self.sizes.most_common(3))

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from fer_helpers.answers import NO_FACE_NOTE, Prediction, annotate, answer_from
-from fer_helpers.classifier import PredictionError, check_columns, load_classifier
-from fer_helpers.detectors import NO_DETECTOR, Detector, DetectorError, Face, shared_detector
+from fer_helpers.answers import BOX_COLUMNS, NO_FACE_NOTE, Prediction, annotate, answer_from
+from fer_helpers.classifier import PredictionError, check_columns, check_options, load_classifier
+from fer_helpers.detectors import Detector, Face, opencv, shared_detector
 from fer_helpers.faces import crop_face, find_faces
 from fer_helpers.layouts import local_path
-from fer_helpers.prediction import BOX_COLUMNS, check_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,20 +51,15 @@ def predict_video(
 ) -> pd.DataFrame:
     """Predict the emotion of every face in a video file or before a webcam.
 
-    Args:
-        source: path of a video that OpenCV reads, or the number of a webcam (0 is the first).
-        model: see `classifier.load_classifier`; None is the newest real-face run's or the shipped
-            model.
-        transform: the preprocessing; None is the checkpoint's.
-        class_names: the outputs' names in order; None is the checkpoint's.
-        output: video file for the frames with boxes and labels (.mp4 or .avi); None writes none.
-        smoothing: share of a person's earlier probabilities that is kept in each new frame, 0 for
-            none to below 1; 0.8 settles within about ten frames.
-        every: look at every n-th frame only.
-        max_frames: stop after so many frames were looked at; a webcam needs it.
-        min_confidence: probability (0 to 1) below which an answer is uncertain; None is the
-            checkpoint's, or 0.5.
-        detector: from `detectors.load_detector`, or the path of YuNet's file; None looks for it.
+    `model`, `transform`, `class_names`, `min_confidence` and `detector` are as in
+    `prediction.predict_single_image`; and
+
+    - `source`: path of a video that OpenCV reads, or the number of a webcam (0 is the first);
+    - `output`: video file for the frames with boxes and labels (.mp4 or .avi); None writes none;
+    - `smoothing`: share of a person's earlier probabilities that is kept in each new frame, 0 for
+      none to below 1; 0.8 settles within about ten frames;
+    - `every`: look at every n-th frame only;
+    - `max_frames`: stop after so many frames were looked at; a webcam needs it.
 
     Returns:
         One row per face and frame: frame (from 0), seconds, person (number from 1, kept while the
@@ -75,7 +69,10 @@ def predict_video(
 
     Raises:
         DetectorError: OpenCV or the detector is missing.
-        PredictionError: the video cannot be read or written, or an option is out of range.
+        PredictionError: the video cannot be read or written, an option is out of range, or
+            something that the model needs is missing or does not fit.
+        CheckpointError: there is no such model, or it cannot be used.
+        ExportError: the same of an ONNX file, or a package that it needs is missing.
     """
     import pandas as pd
 
@@ -167,24 +164,20 @@ class _Video:
     """A video that is read and, if wished, a copy that is written; both closed at the end."""
 
     def __init__(self, source: str | Path | int, output: str | Path | None, every: int) -> None:
-        try:
-            import cv2
-        except ImportError as error:
-            raise DetectorError(
-                f"{NO_DETECTOR} (video needs OpenCV: pip install opencv-python-headless)."
-            ) from error
-        self.cv2, self.every = cv2, every
+        self.cv2 = cv2 = opencv()
+        self.every = every
         self.output, self.writer = None if output is None else local_path(output), None
-        if not isinstance(source, int):
-            source = local_path(source)
-        if not isinstance(source, int) and not source.is_file():
+        webcam = isinstance(source, int)
+        source = source if webcam else local_path(source)
+        if not webcam and not source.is_file():
             raise PredictionError(f"There is no video at {source}: check the path.")
-        if self.output is not None and self.output.suffix.lower() not in (".mp4", ".avi"):
-            raise PredictionError(f"{output} is no video file name: end it with .mp4 or .avi.")
-        file = None if isinstance(source, int) else source.resolve()
-        if self.output is not None and self.output.resolve() == file:
-            raise PredictionError(f"{output} is the video itself: give the copy another name.")
-        self.capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if self.output is not None:
+            if self.output.suffix.lower() not in (".mp4", ".avi"):
+                raise PredictionError(f"{output} is no video file name: end it with .mp4 or .avi.")
+            # Asked of the disk: two names may be one file.
+            if not webcam and self.output.exists() and self.output.samefile(source):
+                raise PredictionError(f"{output} is the video itself: give the copy another name.")
+        self.capture = cv2.VideoCapture(source if webcam else str(source))
         if not self.capture.isOpened():
             raise PredictionError(f"OpenCV cannot read a video from {source}.")
         rate = self.capture.get(cv2.CAP_PROP_FPS)

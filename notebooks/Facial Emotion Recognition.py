@@ -41,7 +41,7 @@ MAX_BAD_SHARE: float = 0.01  # share of unreadable files that is skipped; more i
 SELECTION_SIZE: int = 3000  # faces cut from train to choose on where no split is meant for it
 DROP_TEST_TWINS: bool = False  # leave out training faces that also stand in test
 DROP_CONFLICTS: bool = False  # leave out identical training faces with different labels
-DROP_BLANKS: bool = False  # leave out training images of one single value
+DROP_BLANKS: bool = False  # leave out training images that show nothing
 NEAR_TWINS: bool = True  # search for near-twins too, up to a minute
 FERPLUS_VOTES: str = ""  # CSV of FER+ votes keyed by file name: label noise, FERPLUS_WEIGHT
 EXTRA_TEST_DIRS: str = ""  # more folders to score, separated by commas
@@ -299,7 +299,7 @@ print(f"{len(others)} other datasets, {'no' if test_votes is None else 'with'} F
 photos = {Path(PHOTO).name: read_image(PHOTO)} if PHOTO else {}
 if GDOWN_ID:
     path = download_example(GDOWN_ID, run.folder / "photos")
-    photos[path.name] = read_image(path)
+    photos[f"Drive: {path.name}"] = read_image(path)  # PHOTO may have the same name
 print(f"{len(photos)} photos of your own.")
 
 # %% [markdown]

@@ -33,6 +33,7 @@ from pathlib import Path
 from IPython.display import display
 
 from fer_helpers import comparison
+from fer_helpers.evaluation import p_text
 from fer_helpers.layouts import local_path
 from fer_helpers.plots import plot_mcnemar
 
@@ -98,8 +99,9 @@ else:
 # Of the pictures that exactly one of two runs got right, how many are on either side? If the runs
 # were equally good, it would be half and half; the p-value says how surprising the split is. With
 # many pairs some look surprising by luck alone, so the matrix shows values corrected for their
-# number (Holm). Where a set contains the images that epochs were chosen on, the title says so: the
-# run that chose more is favored there.
+# number (Holm). `low` and `high` in the table bound the difference in accuracy (95 %). Where a set
+# contains the images that epochs were chosen on, the title says so: the run that chose more is
+# favored there.
 
 # %%
 sets = table[["dataset", "split"]].drop_duplicates().itertuples(index=False, name=None)
@@ -111,7 +113,8 @@ for dataset, split in sets if len(records) > 1 else ():
     chosen = ", contains the selection split" if seen else ""
     title = f"{dataset} {split}: McNemar, p-values after Holm{chosen}"
     display(plot_mcnemar(matrix, list(matrix), title=title, note=note))
-    display(pairs.round(4))
+    chances = pairs[["p_value", "p_holm"]].map(p_text, na_action="ignore")
+    display(pairs.round(4).assign(**chances))
 if len(records) == 1:
     print("One run alone: there is no pair to compare.")
 

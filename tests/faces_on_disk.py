@@ -1,11 +1,31 @@
-"""Made-up faces in the folder layouts that the data tests read: noise, saved without loss."""
+"""Made-up faces in the folder layouts that the data tests read: noise, saved without loss.
+
+And where real ones lie, on machines that have some.
+"""
+
+import os
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fer_helpers.data import AFFECTNET_CLASSES
 
 FER_FOLDERS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+
+
+def shared(name):
+    """A file or folder of the data that lies outside of the repository; without it, a skip.
+
+    It is looked for in `FER_SHARED_DATA`, or else in `shared/data` beside any folder above.
+    """
+    above = [folder / "shared/data" for folder in Path(__file__).resolve().parents]
+    given = os.environ.get("FER_SHARED_DATA")
+    for folder in [Path(given)] if given else above:
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"shared/data/{name} is not on this machine")
 
 
 def picture(seed, size=(12, 12), grey=True):

@@ -11,7 +11,8 @@ from scipy import stats
 from fer_helpers.data import load_fer2013
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.ferplus import VOTES
-from fer_helpers.splits import _shuffle_keys
+from fer_helpers.splits import Splits, _shuffle_keys
+from tests.tiny import faces, scored_faces
 
 ROOT = Path(__file__).parents[1]
 SLICE = ROOT / "docs" / "results" / "fer2013-selection-slice.txt"
@@ -98,6 +99,20 @@ def test_the_table_names_what_is_unfinished(ablation):
     assert "| base | 0, 1 | 62.50 (17.68) | 2.0 |  |  |" in text
     assert "| SE | 0 | 75.00 | 2.0 | +25.00 | " in text
     assert text.endswith("Unfinished: SE (seed 1), CBAM (seed 0), CBAM (seed 1).")
+
+
+def test_a_small_p_is_not_printed_as_0(ablation):
+    runs = [result("base", 0, [0] * 20), result("SE", 0, [1] * 20)]
+    assert "| < 0.001 |" in ablation.table(runs, ["base", "SE"], [0])
+
+
+def test_private_test_is_never_scored(ablation, tmp_path):
+    private = scored_faces(split="PrivateTest")
+    public = scored_faces(split="PublicTest", stamp="contains the selection split")
+    kept = ablation.public_only(Splits(faces(), None, (private, public), ""), tmp_path).tests
+    assert [(test.split, test.stamp) for test in kept] == [("PublicTest", "")]
+    with pytest.raises(SystemExit, match=r"No PublicTest image in .*test: add"):
+        ablation.public_only(Splits(faces(), None, (private,), ""), tmp_path)
 
 
 def test_what_an_arm_lacks_is_said_first(ablation, tmp_path, monkeypatch, capsys):

@@ -26,19 +26,12 @@ from fer_helpers.augment import (
     trivial,
 )
 from fer_helpers.preprocess import Preprocess
+from tests.tiny import one_thread  # noqa: F401 (a fixture of every test here)
 
 # The original notebook's two recipes (section 2 of its description).
 AFFECTNET = Augment(flip=0.5, rotation=8, brightness=0.15, contrast=0.15)
 FER = Augment(flip=0.5, rotation=12, shift=0.08, brightness=0.25, contrast=0.25, erase=0.15)
 RAW = {"mean": (0.0,), "std": (1 / 255,), "channels": 1}  # inputs are pixels in 0..255
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def faces(count, side=48, channels=1, seed=0):

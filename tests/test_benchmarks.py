@@ -19,6 +19,7 @@ SMALL = {
     "attention_cost": "--width 16 --batch 4 --size 32 --rounds 2 --arms none 'se, last'",
     "decoding": "--counts 800",
     "evaluation": "--n 1000 --threads 1",
+    "inference": "--width 16 --seconds 0.1 --threads 1 --backends eager",
     "input_pipeline": "--count 64 --seconds 0.1 --rounds 1",
     "training": "--sizes 32 --width 16 --rounds 1 --steps 1 --warm 1 --threads 1",
 }
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_prints_its_table(name):
+    if name == "inference":
+        pytest.importorskip("onnxruntime", reason="needs the extra [export]")
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *shlex.split(SMALL[name])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 import pickle
@@ -7,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from fer_helpers import checkpoints, files
+from fer_helpers import checkpoints
 from fer_helpers.checkpoints import (
     CheckpointError,
     load_model,
@@ -27,6 +26,7 @@ from tests.tiny import (
     NAMES,
     NO_MEMORY_HERE,
     PREPROCESS,
+    full_disk,
     net,
     same_weights,
     selection_faces,
@@ -42,13 +42,6 @@ class Bomb:
 
     def __reduce__(self):
         return open, (self.path, "w")
-
-
-def full_disk(monkeypatch):
-    def refuse(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(files.os, "fsync", refuse)
 
 
 def saved(folder, **more):
@@ -109,6 +102,15 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     remove_partials(tmp_path)
     remove_partials(tmp_path / "absent")
     assert sorted(os.listdir(tmp_path)) == [".hidden", "last.pt"]
+
+
+def test_what_another_process_may_still_write_stays(tmp_path):
+    for minutes in (5, 15):
+        partial = tmp_path / f".last.pt.{minutes}.partial"
+        partial.write_text("")
+        os.utime(partial, (partial.stat().st_mtime - 60 * minutes,) * 2)
+    remove_partials(tmp_path, minutes=10)
+    assert os.listdir(tmp_path) == [".last.pt.5.partial"]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from fer_helpers import comparison
 from fer_helpers.comparison import compare, read_run, read_runs, write_made_up_run
-from fer_helpers.confusions import holm
 from fer_helpers.evaluation import mcnemar
+from fer_helpers.independence import holm
 from fer_helpers.records import write_predictions
 
 
@@ -82,6 +82,20 @@ def test_seeds_are_summed_up_by_hand(records):
     (plain,) = [r for r in other if r.name == "plain 2"]
     plain.metrics["results"][0]["stamp"]["code"] = "other code"
     assert not len(comparison.compare_seeds(other))
+    assert table["note"].tolist() == ["", "contains the selection split"]
+    assert table["n"].tolist() == [150, 150]
+    # One seed's balanced entry first, the other's last, each with its own tau.
+    other = deepcopy([r for r in records if "plain" in r.name])
+    for at, tau, record in zip((0, 2), ("0.35", "0.40"), other, strict=True):
+        balanced = deepcopy(record.metrics["results"][0])
+        balanced["stamp"]["note"] = f"balanced operating point, tau {tau}"
+        balanced["numbers"]["accuracy"] -= 0.5
+        record.metrics["results"].insert(at, balanced)
+    mixed = comparison.compare_seeds(other)
+    assert (
+        mixed[mixed["note"] != "balanced operating point"].values.tolist() == table.values.tolist()
+    )
+    assert mixed["mean"][1] == pytest.approx(table["mean"][0] - 0.5)
     stopped = [replace(r, finished=r.name != "plain 2") for r in records]
     assert not len(comparison.compare_seeds(stopped))
 
@@ -98,6 +112,7 @@ def test_mcnemar_is_the_one_on_the_joined_pictures(records):
         assert pair["p_value"] == expected["p_value"]
         assert pair["difference"] == pytest.approx(expected["difference"])
         assert pair["n"] == 150
+        assert pair["low"] < pair["difference"] < pair["high"]
     np.testing.assert_allclose(pairs["p_holm"].astype(float), holm(pairs["p_value"]))
     assert (pairs["p_holm"] > pairs["p_value"]).any()
     matrix = comparison.mcnemar_matrix(pairs)
@@ -131,6 +146,7 @@ def test_runs_on_other_pictures_are_not_tested_silently(tmp_path, files, labels,
         class_names=classes,
         dataset="made-up",
         split="PrivateTest",
+        leak_free=np.ones(2, bool),
     )
     records, _ = read_runs([first.folder, second.folder])
     pairs = comparison.mcnemar_pairs(records, "made-up", "PrivateTest")
@@ -199,10 +215,10 @@ def test_a_folder_named_twice_is_one_run(tmp_path):
 
 def test_figures_say_drawn_and_take_any_name(tmp_path, records):
     odd = [replace(records[0], name="_ a $x <b> & $y")]
-    for figure in (
-        comparison.plot_intervals(compare([*records, *odd])),
-        comparison.plot_histories([*records, *odd]),
-        comparison.plot_histories(records, "nothing"),
+    for figure, shows_runs in (
+        (comparison.plot_intervals(compare([*records, *odd])), True),
+        (comparison.plot_histories([*records, *odd]), True),
+        (comparison.plot_histories(records, "nothing"), False),
     ):
         figure.savefig(tmp_path / "figure.png")
-    assert any("drawn" in t.get_text() for t in comparison.plot_histories(records).texts)
+        assert ("drawn faces" in [text.get_text() for text in figure.texts]) is shows_runs

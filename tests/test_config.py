@@ -1,12 +1,16 @@
 import ast
+import inspect
+import itertools
 import math
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fer_helpers import config as module
-from fer_helpers.config import DATA_FOLDERS, Config, ConfigError, read_parameters
+from fer_helpers.config import DATA_FOLDERS, Config, ConfigError, Recipe, read_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(ROOT.glob("params/*.yaml"))
@@ -226,6 +230,53 @@ def test_yaml_with_lower_case_or_number_names(tmp_path):
         Config.from_yaml(path)
 
 
+def read_in(code):
+    """Names that code takes from a config: `config.seed`, `SEED`, and tuples for `getattr`."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="config" | "self"), attr=name):
+                names.add(name)
+            case ast.Name(id=name) if name.isupper():
+                names.add(name.lower())
+            case ast.Tuple(elts=parts):
+                names.update(part.value for part in parts if isinstance(part, ast.Constant))
+    return names
+
+
+def test_every_parameter_is_read():
+    notebook = SCRIPT.read_text(encoding="utf-8").split('# %% tags=["parameters"]\n')[1]
+    code = [notebook[notebook.index("# %%") :]]  # all that follows the cell of parameters
+    for method in (Config.recipe, Config.model_kwargs, Config.augment_kwargs):
+        code.append(textwrap.dedent(inspect.getsource(method)))
+    known = set().union(Recipe.__dataclass_fields__, *map(read_in, code))
+    assert set(Config.model_fields) - known == set()
+
+
+def tips():
+    """README's table of ideas: a row's parameters, and the values that it gives them in turn."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Tips\n")[1].split("\n## ")[0]
+    for row in re.findall(r"^\| .* \| (.*) \|$", text, re.MULTILINE)[1:]:
+        given = {}
+        for quoted in re.findall(r"`([^`]+)`", row):
+            if found := re.fullmatch(r"([A-Z][A-Z0-9_]+)(?: = (.+))?", quoted):
+                values = given.setdefault(found[1], [])
+                values += [ast.literal_eval(found[2])] if found[2] else []
+            elif quoted.startswith('"'):  # another value of the parameter before it
+                values.append(ast.literal_eval(quoted))
+        yield given
+
+
+def test_readmes_tips_are_parameters_and_values_that_go_together():
+    rows = list(tips())
+    assert len(rows) > 20 and sum(any(row.values()) for row in rows) > 10
+    for row in rows:
+        assert {name.lower() for name in row} <= set(Config.model_fields), row
+        given = {name: values for name, values in row.items() if values}
+        for chosen in itertools.product(*given.values()):
+            Config.from_values(dict(zip(given, chosen, strict=True)), f"The row of {[*row]}")
+
+
 # What others get
 
 
@@ -282,20 +333,9 @@ def test_fingerprint_leaves_out_what_does_not_change_the_model():
         assert Config(**{**moved, name: value}).fingerprint() != Config().fingerprint(), name
 
 
-def test_recipes_of_the_two_phases():
-    first, second = Config().recipe("affectnet"), Config().recipe("fer2013")
-    assert (first.backbone_lr, first.attention_lr, first.head_lr) == (1e-4, 1e-4, 1e-4)
-    assert (second.backbone_lr, second.attention_lr, second.head_lr) == (1e-5, 5e-5, 1e-3)
-    assert (first.epochs, second.epochs) == (15, 12)
-    assert (first.detail_every, second.detail_every) == (5, 3)
-
-
-def test_augmentation_of_the_two_phases():
-    first, second = Config().augment_kwargs("affectnet"), Config().augment_kwargs("fer2013")
-    assert (first["rotation"], second["rotation"]) == (8.0, 12.0)
-    assert (first["shift"], second["shift"]) == (0.0, 0.08)
-    assert (first["erase"], second["erase"]) == (0.0, 0.15)
-    assert first["brightness"] == first["contrast"] == 0.15
+def test_phases_look_closely_at_their_own_pace():
+    recipes = Config().recipe("affectnet"), Config().recipe("fer2013")
+    assert [recipe.detail_every for recipe in recipes] == [5, 3]
 
 
 # What it stands on

@@ -1,19 +1,11 @@
 """Confusion statistics: the original notebook's numbers, and slow references."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from fer_helpers.confusions import (
-    chi_square,
-    chi_square_text,
-    error_residuals,
-    holm,
-    report_text,
-    top_confusions,
-)
+from fer_helpers.confusions import report_text, top_confusions
+from fer_helpers.independence import chi_square, chi_square_text, error_residuals, holm
 
 NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 ORIGINAL = np.array(
@@ -52,7 +44,6 @@ def test_the_original_notebooks_test_and_lists_come_back():
     text = chi_square_text(result)
     assert "chi-square 16557.93, p < 1e-300, 36 degrees of freedom" in text
     assert "Fear -> Sad: 22.4 % (229)" in text
-    json.dumps(result, allow_nan=False)
 
 
 def test_residuals_against_the_formula_cell_by_cell():
@@ -80,8 +71,8 @@ def test_errors_that_follow_their_margins_do_not_stand_out():
     np.fill_diagonal(confusion, 5000)
     result = error_residuals(confusion, list("abcd"))
     assert result["exceeding"] == []
-    assert result["residuals"][0][0] is None
-    assert np.nanmax(np.abs(np.array(result["residuals"], dtype=float))) < 0.2
+    assert np.isnan(result["residuals"][0, 0])
+    assert np.nanmax(np.abs(result["residuals"])) < 0.2
     confusion[0, 3] += 40
     cell = error_residuals(confusion, list("abcd"))["exceeding"][0]
     assert (cell["truth"], cell["prediction"]) == ("a", "d")
@@ -95,7 +86,7 @@ def test_error_residuals_are_standard_normal_under_quasi_independence():
         error_residuals(generator.poisson(expected) + np.eye(4, dtype=int) * 999, list("abcd"))
         for _ in range(300)
     ]
-    values = np.array([d["residuals"] for d in drawn], dtype=float)
+    values = np.array([d["residuals"] for d in drawn])
     spread = values.std(axis=0)[~np.eye(4, dtype=bool)]
     assert ((spread > 0.85) & (spread < 1.15)).all()
     assert np.mean([len(d["exceeding"]) > 0 for d in drawn]) < 0.08
@@ -106,16 +97,13 @@ def test_empty_rows_and_columns_are_dropped_and_said():
     confusion[1] = 0
     confusion[:, 6] = 0
     result = chi_square(confusion, NAMES)
-    assert result["dropped_rows"] == ["Disgust"]
-    assert result["dropped_columns"] == ["Surprise"]
     assert result["note"] == (
         "no image of Disgust: row dropped; Surprise never predicted: column dropped"
     )
     kept = confusion[[0, 2, 3, 4, 5, 6]][:, :6]
     assert result["statistic"] == pytest.approx(stats.chi2_contingency(kept)[0])
-    assert result["residuals"][1] == [None] * 7
+    assert np.isnan(result["residuals"][1]).all() and np.isnan(result["p_adjusted"][:, 6]).all()
     assert "Disgust: row dropped" in chi_square_text(result)
-    json.dumps(result, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +113,6 @@ def test_too_little_for_a_test_is_said(confusion):
     result = chi_square(np.array(confusion), ("a", "b", "c"))
     assert result["statistic"] is None
     assert "there is no test" in chi_square_text(result)
-    json.dumps(result, allow_nan=False)
 
 
 def test_a_perfect_model_has_no_confusion():

@@ -73,16 +73,21 @@ def test_a_foreign_set_is_scored_on_the_shared_classes():
         cross_dataset(new, logits, ["Anger", "x", "y"], [], taken_on)
 
 
-def test_other_sets_are_read_and_refused_before_training(tmp_path):
+def test_other_sets_are_read_and_refused_before_training(tmp_path, capsys):
     classes = ("Anger", "Happy", "Sad")
     reading = {"cache_dir": tmp_path / "cache", "max_bad_share": 0.2}
     drawn = write_demo_faces(tmp_path / "drawn", per_class=10)
     assert load_others(" , ", classes, "drawn") == []
-    [test] = load_others(f" {drawn / 'fer2013'},", classes, "drawn", **reading)
+    folders = f" {drawn / 'fer2013'}, {drawn / 'affectnet'}"
+    test, other = load_others(folders, classes, "drawn", **reading)
     assert (test.dataset, test.origin) == ("FER2013", "drawn")
+    said = capsys.readouterr().out  # nothing is chosen on them
+    assert f"FER2013: PrivateTest ({len(test)} images) is scored once.\n" in said
+    assert f"AffectNet: val ({len(other)} images) is scored.\n" in said
+    assert "cannot be read and are skipped" in said and "select" not in said.lower()
     with pytest.raises(RunError, match="drawn and real data never meet"):
         load_others(str(drawn / "fer2013"), classes, "real", **reading)
     with pytest.raises(RunError, match="shares 1"):
         load_others(str(drawn / "fer2013"), ["Anger", "x"], "drawn", **reading)
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(DataError, match=r"^EXTRA_TEST_DIRS: .*nowhere"):
         load_others(str(tmp_path / "nowhere"), classes, "drawn", **reading)

@@ -18,9 +18,10 @@ from fer_helpers.data import (
     load_affectnet,
     load_fer2013,
 )
+from fer_helpers.data_check import check_data
 from fer_helpers.layouts import canonical_emotion
-from fer_helpers.splits import SelectionSet, TestSet, TrainSet, limit_faces, slice_positions
-from tests.faces_on_disk import picture, save, write_affectnet, write_fer
+from fer_helpers.splits import SelectionSet, TrainSet, limit_faces, slice_positions
+from tests.faces_on_disk import picture, save, shared, write_affectnet, write_fer
 from tests.tiny import faces
 
 
@@ -365,6 +366,8 @@ def test_bad_files_are_skipped_below_the_share_and_listed(tmp_path):
     assert bad["train/sad/Training_0.png"] == "empty file" and len(bad) == 3
     note = next(note for note in splits.notes if "skipped" in note)
     assert "3 of 73" in note and "notes.txt" in note and "Training_cut.png" in note
+    findings = check_data(splits, near=None).findings.set_index("check")
+    assert "`splits.bad_files` all" in findings.loc["unreadable files", "advice"]
 
 
 def test_bad_files_above_the_share_are_an_error(tmp_path):
@@ -481,23 +484,13 @@ def test_a_drawn_dataset_says_so(tmp_path):
     assert splits.train.origin == splits.tests[0].origin == "drawn"
 
 
-def test_types_are_distinct(tmp_path):
-    splits = fer(write_fer(tmp_path))
-    assert not isinstance(splits.train, TestSet) and not isinstance(splits.selection, TestSet)
-
-
 # ---------------------------------------------------------------- the real data
-
-REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
 def real_fer(tmp_path_factory):
     """The development half of FER2013, unpacked once."""
-    archive = next((p / "shared/data/fer2013-dev.zip" for p in Path(__file__).resolve().parents
-                    if (p / "shared/data/fer2013-dev.zip").is_file()), None)  # fmt: skip
-    if archive is None:
-        pytest.skip("../shared/data/fer2013-dev.zip is not here: no real data on this machine")
+    archive = shared("fer2013-dev.zip")
     folder = tmp_path_factory.mktemp("fer2013")
     shutil.unpack_archive(archive, folder)
     return folder

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from fer_helpers.flaws import (
     file_family,
     near_twins,
 )
-from tests.faces_on_disk import picture, save, write_affectnet, write_fer
+from tests.faces_on_disk import picture, save, shared, write_affectnet, write_fer
 
 
 def load(root, **keywords):
@@ -231,6 +230,22 @@ def test_blank_is_a_spread_of_at_most_eight_in_every_channel():
     assert data_check.is_blank(face_set(images)).tolist() == [True, False, False, True]
 
 
+def test_large_pictures_are_looked_at_a_few_at_a_time(monkeypatch):
+    faces = face_set(np.zeros((400, 96, 96, 3), np.uint8))
+    held, images = [], FaceSet.images
+
+    def watch(self, positions=None):
+        held.append(images(self, positions))
+        return held[-1]
+
+    monkeypatch.setattr(FaceSet, "images", watch)
+    for look, pictures in ((data_check.is_blank, 4096), (lambda f: near_twins([f], block=64), 64)):
+        held.clear()
+        look(faces)
+        assert sum(map(len, held)) == 400
+        assert max(part.nbytes for part in held) <= pictures * 48 * 48
+
+
 # ---------------------------------------------------------------- acting
 
 
@@ -355,11 +370,7 @@ def test_splits_of_different_sizes_are_checked_too(tmp_path):
 
 @pytest.mark.slow
 def test_the_real_fer2013_has_the_measured_flaws(tmp_path):
-    places = [folder / "shared/data/fer2013-dev.zip" for folder in Path(__file__).resolve().parents]
-    archive = next((place for place in places if place.is_file()), None)
-    if archive is None:
-        pytest.skip("../shared/data/fer2013-dev.zip is not here: no real data on this machine")
-    shutil.unpack_archive(archive, tmp_path)
+    shutil.unpack_archive(shared("fer2013-dev.zip"), tmp_path)
     report = check_data(load(tmp_path), near=0.99)
     assert finding(report, "exact twins")["found"] == "1,271 groups, 2,793 images, 1,522 surplus"
     assert finding(report, "twin groups across")["found"] == "270"

@@ -68,7 +68,7 @@ def test_the_banner_comes_before_anything_is_refused():
 
 def test_no_data_and_no_demo_file(away, monkeypatch):
     monkeypatch.setattr(data_folders, "DEMO_FILE", away / "demo.yaml")
-    with pytest.raises(ConfigError, match="set AFFECTNET_DIR"):
+    with pytest.raises(ConfigError, match=r"set AFFECTNET_DIR, .* all three to 'drawn'"):
         settle_data(Config())
 
 

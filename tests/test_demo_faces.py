@@ -246,6 +246,12 @@ def test_foreign_files_are_never_touched(tmp_path):
         write_demo_faces(tmp_path / "hidden")
 
 
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    with pytest.raises(OSError, match=r"cache cannot be written \(.*set CACHE_DIR to a folder"):
+        write_demo_faces(tmp_path / "cache" / "drawn-faces")
+
+
 def test_too_few_faces_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^per_class is 3: ask write_demo_faces for at least 4"):
         write_demo_faces(tmp_path / "faces", per_class=3)

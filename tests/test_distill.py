@@ -15,6 +15,7 @@ from fer_helpers.evaluation import softmax
 from fer_helpers.inference import predict_logits
 from fer_helpers.models import build_model
 from fer_helpers.preprocess import Preprocess
+from fer_helpers.splits import Splits
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -65,6 +66,18 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     assert {entry["stamp"]["split"] for entry in results} == {"PublicTest"}
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert drawn == {"confusion", "reliability", "history"}
+
+
+def test_a_test_folder_without_public_test_is_refused_first(distill, tmp_path, monkeypatch):
+    from tests.tiny import faces, scored_faces, selection_faces
+
+    private = Splits(faces(), selection_faces(), (scored_faces(split="PrivateTest"),), "")
+    monkeypatch.setattr(distill, "read_fer", lambda *_: private)
+    monkeypatch.setattr(sys, "argv", [
+        "distill", "--teachers", str(tmp_path / "none"), "--final", str(tmp_path / "student"),
+    ])  # fmt: skip
+    with pytest.raises(SystemExit, match="No PublicTest image"):
+        distill.main()
 
 
 def test_teachers_speak_in_probabilities(distill, teacher):

@@ -1,6 +1,7 @@
 """Maps over faces: where they point, what they leave untouched, and the check on them."""
 
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -136,6 +137,12 @@ def test_what_cannot_be_explained_is_said(trained, cam_library, monkeypatch):
 def test_one_sentence_where_the_extra_is_missing(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(ExplainError, match="pip install grad-cam"):
+        explain.grad_cam(trained, corners(1)[0], [0])
+
+
+def test_a_library_that_does_not_load_is_not_called_missing(trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", types.ModuleType("pytorch_grad_cam"))
+    with pytest.raises(ExplainError, match=r"does not load \(cannot import name 'GradCAM'"):
         explain.grad_cam(trained, corners(1)[0], [0])
 
 

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import math
-import os
+import subprocess
 import sys
 import threading
 import time
@@ -16,13 +16,14 @@ import platformdirs
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
-from fer_helpers import detectors, faces, mounts, sources
+from fer_helpers import detectors, faces, mounts
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.detectors import Detector, DetectorError, Face, find_model, load_detector
 from fer_helpers.faces import AFFECTNET_MARGIN, crop_face, find_faces
 from fer_helpers.sources import FetchError, fetch
+from tests.faces_on_disk import shared
 
-SHARED = Path(os.environ.get("FER_SHARED_DATA", Path(__file__).parents[2] / "shared/data"))
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -65,7 +66,6 @@ def server():
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """No detector file anywhere, and nothing remembered of earlier attempts."""
-    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(detectors, "SHIPPED_MODEL", tmp_path / "not shipped")
     monkeypatch.setattr(mounts, "KAGGLE_INPUT", tmp_path / "input")
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "cache")
@@ -103,7 +103,7 @@ def test_fetch_refuses_other_schemes(url):
 @pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x"])
 def test_fetch_refuses_redirects_to_other_schemes(server, target):
     server.answers["/a"] = (302, {"Location": target}, b"")
-    with pytest.raises(FetchError, match="could not be fetched"):
+    with pytest.raises(FetchError, match=r"could not be fetched \(InvalidSchema\)"):
         fetch(f"{server.url}/a", max_bytes=1000)
 
 
@@ -152,7 +152,6 @@ def test_the_file_is_fetched_once_and_kept(server, wanted, nowhere):
 
 def test_the_file_of_the_package_needs_no_network(nowhere, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: nowhere)
     monkeypatch.setattr(detectors, "MODEL_URL", "http://127.0.0.1:1/x")
     content = find_model()
@@ -197,15 +196,12 @@ def test_a_cache_that_cannot_be_written_does_not_matter(wanted, nowhere):
     assert find_model() == wanted
 
 
-def test_a_named_file_wins_and_must_exist(server, wanted, nowhere, monkeypatch, tmp_path):
+def test_a_named_file_wins_and_must_exist(server, wanted, nowhere, tmp_path):
     mine = tmp_path / "mein YuNet é.onnx"
     mine.write_bytes(b"another")
     assert find_model(mine) == b"another"
-    monkeypatch.setenv(detectors.MODEL_VARIABLE, str(mine))
-    assert find_model() == b"another"
-    monkeypatch.setenv(detectors.MODEL_VARIABLE, str(tmp_path / "gone.onnx"))
     with pytest.raises(DetectorError, match=r"gone\.onnx.*correct the path"):
-        find_model()
+        find_model(tmp_path / "gone.onnx")
     assert server.requests == []
 
 
@@ -224,7 +220,6 @@ def test_what_is_attached_is_walked_through_only_when_needed(nowhere, monkeypatc
         yield
 
     monkeypatch.undo()
-    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(detectors, "attached_files", walk)
     assert hashlib.sha256(find_model()).hexdigest() == detectors.MODEL_SHA256
 
@@ -235,6 +230,15 @@ def test_what_is_attached_is_walked_through_only_when_needed(nowhere, monkeypatc
 def test_without_opencv_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(DetectorError, match=r"no detector here.*pip install opencv"):
+        load_detector()
+
+
+def test_an_opencv_that_does_not_load_is_not_called_missing(monkeypatch, tmp_path):
+    text = "libGL.so.1: cannot open shared object file"
+    (tmp_path / "cv2.py").write_text(f"raise ImportError({text!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    with pytest.raises(DetectorError, match=rf"cv2 does not load \({text}\)"):
         load_detector()
 
 
@@ -457,10 +461,7 @@ def detector():
 
 
 def photo(name):
-    path = SHARED / "photos" / name
-    if not path.exists():
-        pytest.skip(f"needs the shared photos in {SHARED / 'photos'}")
-    return ImageOps.exif_transpose(Image.open(path))
+    return ImageOps.exif_transpose(Image.open(shared(f"photos/{name}")))
 
 
 def group():
@@ -596,6 +597,9 @@ def test_photos(detector, name, least, most):
 
 
 def test_import_needs_neither_opencv_nor_network():
-    # Everything optional is imported inside functions.
-    assert "cv2" not in vars(faces)
-    assert "requests" not in vars(sources)
+    code = (
+        "import sys, fer_helpers.prediction, fer_helpers.video\n"
+        "print(sorted({'cv2', 'requests'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

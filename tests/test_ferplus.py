@@ -1,7 +1,6 @@
 """FER+ votes find their faces, by pixels or by name."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ from PIL import Image
 from fer_helpers.data import DataError, FaceSet, load_fer2013
 from fer_helpers.fer_csv import FER_CSV_ORDER
 from fer_helpers.ferplus import VOTES, main, match_ferplus, read_ferplus_votes, vote_shares
+from tests.faces_on_disk import shared
 
 FOLDER_OF = {
     "Anger": "angry", "Disgust": "disgust", "Fear": "fear", "Happy": "happy",
@@ -157,10 +157,7 @@ def test_shares_are_of_the_emotions_alone():
 
 
 def test_the_table_of_the_development_data_is_read(tmp_path):
-    places = [p / "shared/data/ferplus-kaggle-names.csv" for p in Path(__file__).resolve().parents]
-    table = next((place for place in places if place.is_file()), None)
-    if table is None:
-        pytest.skip("../shared/data/ferplus-kaggle-names.csv is not here")
+    table = shared("ferplus-kaggle-names.csv")
     files = pd.read_csv(table)["file"].to_numpy()[[0, 5000, 32000]].astype(str)
     faces = FaceSet(
         np.zeros((3, 2, 2, 1), np.uint8), np.arange(3), np.zeros(3, np.int64), ("Anger", "Fear"),

@@ -109,7 +109,7 @@ def test_executing_a_notebook_is_no_front_end_even_below_one(monkeypatch):
     monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DRAW)])
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     shown, printed = notebook.cells[0].outputs
     assert shown["data"] == {"text/plain": "'drawn a 0.5'"}
     assert printed["text"] == "False drawn a 0.5\n"
@@ -125,7 +125,7 @@ def test_a_live_kernel_gets_widgets_that_draw_again():
             """What a front end would be told to show, sending the cell as one does."""
             found = []
             client.execute_interactive(
-                code, allow_stdin=True, timeout=60, stdin_hook=lambda message: None,
+                code, allow_stdin=True, timeout=300, stdin_hook=lambda message: None,
                 output_hook=lambda message: found.append(message["content"]),
             )  # fmt: skip
             return [content for content in found if content.keys() & {"data", "text"}]

@@ -1,7 +1,9 @@
 """The command line: `python -m fer_helpers`."""
 
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +69,14 @@ def test_faces_become_lines_a_table_and_pictures(folder, checkpoint, capsys):
     assert Path("2.csv").read_bytes() == again
 
 
+def test_the_threshold_of_the_command_marks_answers_as_uncertain(folder, checkpoint, capsys):
+    for threshold, marked in (("0", 0), ("1", 3)):
+        main([str(folder), "--model", checkpoint, "--min-confidence", threshold])
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 3
+        assert sum(", uncertain" in line for line in lines) == marked
+
+
 def test_unreadable_pictures_are_named_and_counted(folder, checkpoint, capsys):
     (folder / "kaputt.jpg").write_bytes(b"\xff\xd8\xff")
     code = main([str(folder), "gone.png", "--model", checkpoint, "--csv", "out.csv"])
@@ -127,6 +137,31 @@ def test_a_table_never_takes_the_place_of_a_picture(folder, checkpoint, capsys):
     assert main([str(folder), "--model", checkpoint, "--csv", str(photo)]) == 2
     assert "a name that ends in .csv" in capsys.readouterr().err
     assert photo.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.zip", "out.csv.ZST"])
+def test_archives_that_tables_are_not_packed_into_are_said_first(folder, checkpoint, capsys, name):
+    assert main([str(folder), "--model", checkpoint, "--csv", name]) == 2
+    said = capsys.readouterr()
+    assert not said.out and ".csv or .csv.gz" in said.err
+    assert not Path(name).exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such pipes")
+def test_a_table_goes_into_a_pipe(folder, checkpoint):
+    reader, writer = os.pipe()  # as the shell's >(...) and /dev/stdout before a | are
+    assert main([str(folder), "--model", checkpoint, "--csv", f"/dev/fd/{writer}"]) == 0
+    os.close(writer)
+    with open(reader, encoding="utf-8") as table:
+        assert len(pd.read_csv(table)) == 3
+    os.mkfifo("pipe")
+    codes, call = [], [str(folder), "--model", checkpoint, "--csv", "pipe"]
+    worker = threading.Thread(target=lambda: codes.append(main(call)), daemon=True)
+    worker.start()
+    with open("pipe", encoding="utf-8") as table:  # read to its first end
+        assert len(table.readlines()) == 4
+    worker.join(60)
+    assert codes == [0]
 
 
 def test_which_model_answers_is_said_where_none_was_named(folder, checkpoint, capsys):
@@ -203,10 +238,11 @@ def test_help_does_not_wait_for_torch():
     code += "try:\n    runpy.run_module('fer_helpers', run_name='__main__')\n"
     code += "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300
     )
     assert done.stdout.splitlines()[-1] == "0 False"
     assert "--min-confidence" in done.stdout
+    assert "or the table could not be written, 130 stopped" in " ".join(done.stdout.split())
 
 
 def test_balanced_reads_the_model_at_its_other_point(folder, tmp_path, capsys):

@@ -92,6 +92,16 @@ def test_a_real_run_names_terms_and_never_says_drawn(run, tmp_path):
     assert "not marked as finished" in text
 
 
+def test_the_card_says_what_the_network_started_from(run):
+    assert "Started from" not in model_card(run)
+    params = run.folder / "params.yaml"
+    params.write_text("PRETRAINED: imagenet\n", encoding="utf-8")
+    assert "Started from" not in model_card(run)
+    params.write_text("PRETRAINED: runs/a|b/model.safetensors\n", encoding="utf-8")
+    said = "*runs/a&#124;b/model.safetensors*: its data and terms apply too; it may have seen the"
+    assert f"- Started from {said} pictures scored here." in model_card(run)
+
+
 def test_the_card_shows_slices_robustness_and_other_datasets(run, tmp_path):
     result = metrics_of(run)["results"][0]
     real = {**result["stamp"], "origin": "real"}
@@ -109,7 +119,8 @@ def test_the_card_shows_slices_robustness_and_other_datasets(run, tmp_path):
     assert "| blur | 80.0 % | 60.0 % |" in text
     assert "| high (7 to 48) | 10 | 50.0 % [25.0, 75.0] |" in text
     assert "from a confidence of 55.0 % on (chosen on the selection set), it answers 78.0 %" in text
-    assert "is right about 91.0 % of these" in text
+    answered = "it answers 78.0 % of the pictures (n = 117) and is right about 90.6 % [83.9, 94.7]"
+    assert answered in text  # of 150
     assert "(*seen*)" in text
     assert "FER2013 was used (train)" in text
     assert "Not measured in this run: pose, size (every picture has 48 pixels)." in text

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from fer_helpers import fer_csv
+from fer_helpers import fer_csv, layouts, neighbors
 from fer_helpers.any_layout import load_faces
-from fer_helpers.data import FER_CLASSES, DataError
+from fer_helpers.data import FER_CLASSES, DataError, load_affectnet
 from tests.faces_on_disk import FER_FOLDERS, picture, save, write_affectnet, write_fer
 
 
@@ -51,7 +51,22 @@ def test_csv_files_are_read_by_column_name(tmp_path, name, header):
     assert (
         train.class_names[train.labels[6]] == "Neutral" and train.files[6] == "Training/row_00006"
     )
-    assert "is read as FER2013 as one CSV file" in splits.notes[0]
+    assert splits.notes[0].endswith("is read as a CSV file like FER2013's")
+    assert splits.sentence.startswith("FER2013: ")
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("mine", "mine"), ("fer2013_new", "FER2013")])
+def test_another_csv_in_that_form_has_its_own_name(tmp_path, name, dataset):
+    splits = load(write_csv(tmp_path / f"{name}.csv"), tmp_path / "cache")
+    assert {faces.dataset for faces in (splits.train, *splits.tests)} == {dataset}
+    assert splits.sentence.startswith(f"{dataset}: ")
+    assert any("is it complete?" in note for note in splits.notes) == (dataset == "FER2013")
+
+
+def test_a_csv_with_an_eighth_emotion_is_not_fer2013(tmp_path):
+    path = write_csv(tmp_path / "ckextended.csv", spoil={3: "7,1 2 3,Training"})
+    with pytest.raises(DataError, match=r"row 3 has the emotion 7, .*another dataset: put"):
+        load(path, tmp_path / "cache", max_bad_share=0.5)
 
 
 def test_a_csv_in_another_order_keeps_its_leaks(tmp_path):
@@ -104,7 +119,7 @@ def test_a_csv_is_read_without_a_cache_too(tmp_path):
 
 def test_bad_rows_are_listed(tmp_path):
     spoil = {
-        3: "9,1 2 3,Training",
+        3: "x,1 2 3,Training",
         4: "1,1 2 300,Training",
         5: "1,1 2 3,Training",
         6: f"1,{' '.join(['7'] * 2304)},Test",
@@ -114,7 +129,7 @@ def test_bad_rows_are_listed(tmp_path):
     splits = load(path, tmp_path / "cache", max_bad_share=0.1)
     reasons = dict(splits.bad_files)
     assert len(splits.train) == 37 and len(reasons) == 5
-    assert "emotion is '9'" in reasons["fer2013.csv row 3"]
+    assert "emotion is 'x'" in reasons["fer2013.csv row 3"]
     assert "0..255" in reasons["fer2013.csv row 4"]
     assert "3 pixels, not 2,304" in reasons["fer2013.csv row 5"]
     assert "Usage is 'Test'" in reasons["fer2013.csv row 6"]
@@ -170,9 +185,18 @@ def test_the_main_layouts_are_recognized(tmp_path):
     splits = load(tmp_path / "fer", tmp_path / "cache")
     assert splits.notes[0] == "fer is read as FER2013 as Kaggle folders"
     assert splits.tests[0].split == "PrivateTest" and splits.train.pixels.shape[-1] == 1
-    write_affectnet(tmp_path / "nested/affect")
-    splits = load(tmp_path / "nested", tmp_path / "cache")
-    assert "AffectNet-8" in splits.notes[0] and len(splits.train.class_names) == 8
+    root = write_affectnet(tmp_path / "Balanced-AffectNet/archive (3)")
+    splits = load(root.parent, tmp_path / "cache")
+    alone = load_affectnet(root, cache_dir=tmp_path / "cache", selection_size=7, progress=False)
+    assert splits.sentence == alone.sentence and len(splits.train.class_names) == 8
+    for a, b in ((splits.train, alone.train), (splits.tests[0], alone.tests[0])):
+        assert a.dataset == b.dataset == "AffectNet" and a.content_hash == b.content_hash
+        assert a.files.tolist() == b.files.tolist() and np.array_equal(a.images(), b.images())
+
+
+def test_eight_emotions_are_named_by_the_folder_that_was_given(tmp_path):
+    write_affectnet(tmp_path / "ferplus" / "archive (3)")
+    assert load(tmp_path / "ferplus", tmp_path / "cache").train.dataset == "ferplus"
 
 
 # ---------------------------------------------------------------- RAF-DB
@@ -188,6 +212,13 @@ def write_raf(root, kaggle=True):
             folder = root / split / str(number) if kaggle else root / "Image" / "aligned"
             pixels = picture(i + 100 * (split == "test"), grey=False)
             save(folder / f"{split}_{i:05d}_aligned.png", pixels)
+            if not kaggle:  # as the authors give it
+                save(root / "Image" / "original" / f"{split}_{i:05d}.png", pixels)
+                for kind, end in (("auto", "auto_attri"), ("boundingbox", "boundingbox"),
+                                  ("manual", "manu_attri")):  # fmt: skip
+                    text = root / "Annotation" / kind / f"{split}_{i:05d}_{end}.txt"
+                    text.parent.mkdir(parents=True, exist_ok=True)
+                    text.write_text("1 2")
             ending = "_aligned.png" if kaggle else ".png"
             lists[split].append((f"{split}_{i:05d}{ending}", number))
     if kaggle:
@@ -355,7 +386,7 @@ def test_a_table_that_divides_is_refused_and_not_divided_anew(tmp_path, column):
 
 def test_numbers_in_a_table_are_asked_about(tmp_path):
     root = write_table(tmp_path / "table", numbers=True)
-    with pytest.raises(DataError, match="which emotion is each"):
+    with pytest.raises(DataError, match=r"which emotion is each\? .*write them into the table"):
         load(root, tmp_path / "cache")
 
 
@@ -397,7 +428,7 @@ def write_numbered(root, count=7):
 
 def test_numbered_folders_are_refused_without_an_order(tmp_path):
     root = write_numbered(tmp_path / "numbers")
-    with pytest.raises(DataError, match=r"numbers 0, 1, .*which emotion is each"):
+    with pytest.raises(DataError, match=r"numbers 0, 1, .*which emotion is each\? .*rename"):
         load(root, tmp_path / "cache")
     with pytest.raises(DataError, match="has 2 names"):
         load(root, tmp_path / "cache", order="happy, sad")
@@ -478,12 +509,33 @@ def test_a_dataset_in_the_working_folder_has_its_name(tmp_path, monkeypatch):
     assert splits.train.dataset == "mine" and splits.notes[0].startswith("mine is read")
 
 
-def test_the_layout_can_be_said(tmp_path):
-    write_affectnet(tmp_path / "a")
-    splits = load(tmp_path / "a", tmp_path / "cache", layout="folders")
-    assert splits.train.dataset == "AffectNet" and "one folder per class" in splits.notes[0]
-    with pytest.raises(DataError, match="none of auto"):
-        load(tmp_path / "a", tmp_path / "cache", layout="yolo")
+def test_pictures_of_scattered_sizes_keep_their_usual_shape(tmp_path):
+    for split, more in (("train", 0), ("test", 3)):
+        for i in range(18):
+            size = (40, 6) if i < 4 else (10 + i + more, 20 + i + more)
+            save(tmp_path / "mine" / split / ("happy", "sad")[i % 2] / f"{i}.png", picture(i, size))
+    splits = load(tmp_path / "mine", tmp_path / "cache")
+    # The medians of train, and test like train.
+    assert splits.train.pixels.shape[1:3] == splits.tests[0].pixels.shape[1:3] == (28, 22)
+    again = load(tmp_path / "mine", tmp_path / "cache", size=24)
+    assert again.tests[0].pixels.shape[1:3] == (24, 22)
+
+
+@pytest.mark.parametrize("names", [("happy", "sad"), ("0", "1")])
+def test_a_split_that_was_read_is_listed_alone(tmp_path, names, monkeypatch):
+    for split in ("train", "test"):
+        for i in range(20):
+            save(tmp_path / "mine" / split / names[i % 2] / f"{i}.png", picture(i))
+    walked, walk = [], layouts.walk_files
+
+    def watch(folder):
+        walked.append(folder)
+        return walk(folder)
+
+    for module in (layouts, neighbors):
+        monkeypatch.setattr(module, "walk_files", watch)
+    load(tmp_path / "mine", tmp_path / "cache", order="happy sad")
+    assert len(walked) == 2 * len(set(walked))  # once to read it, once to see that it is the same
 
 
 def test_yolo_and_unknown_folders_are_refused(tmp_path):

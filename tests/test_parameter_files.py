@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import jupytext
@@ -37,6 +38,7 @@ TINY = {
         "PRECISION": "fp32",
     },
     **{"TTA_VIEWS": 2, "BOOTSTRAP": 100, "ROBUSTNESS": False, "EMBEDDING": False},
+    "MIN_CONFIDENCE": 0.6,
 }
 
 pytestmark = pytest.mark.e2e
@@ -78,6 +80,14 @@ def run(cache, notebook, tmp_path_factory):
     return execute
 
 
+def printed(folder):
+    """What the outputs of a run's notebook say; its sources hold the same words anyway."""
+    notebook = nbformat.read(folder.parents[1] / "out.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [o.get("text", o.get("data", {}).get("text/plain", "")) for o in outputs]
+    return "\n".join(texts)
+
+
 def listing(folder):
     """Every file below a folder with its size and date."""
     files = (path for path in folder.rglob("*") if path.is_file())
@@ -97,7 +107,10 @@ EXTRAS = [
 
 
 def test_every_section_runs_with_the_core_packages_alone(run, cache, tmp_path, monkeypatch):
-    """With votes that agree with every label, a set seen in training, and a photo to answer."""
+    """With votes that agree with every label, other sets, one of them seen, and a photo to answer.
+
+    And all faces of FER2013, so that those in train that also stand in its test can be dropped.
+    """
     hidden = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
     (tmp_path / "sitecustomize.py").write_text(hidden)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
@@ -110,14 +123,22 @@ def test_every_section_runs_with_the_core_packages_alone(run, cache, tmp_path, m
     draw_face("Happy", 1, size=300).save(tmp_path / "me.png")
     folder, _ = run(
         ROOT / "params" / "cpu.yaml", FERPLUS_VOTES=str(tmp_path / "votes.csv"), FERPLUS_WEIGHT=0.5,
-        EXTRA_TEST_DIRS=str(drawn / "affectnet"), PHOTO=str(tmp_path / "me.png"), TENSORBOARD=True,
+        EXTRA_TEST_DIRS=f"{drawn / 'affectnet'}, {drawn / 'fer2013'}", MAX_IMAGES=0,
+        **dict.fromkeys(("DROP_TEST_TWINS", "DROP_CONFLICTS", "DROP_BLANKS"), True),
+        PHOTO=str(tmp_path / "me.png"), TENSORBOARD=True,
     )  # fmt: skip
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    assert metrics["cross_dataset"][0]["numbers"]["n"] > 0
-    said = (folder.parents[1] / "out.ipynb").read_text(encoding="utf-8")
+    unseen, seen = metrics["cross_dataset"]
+    assert unseen["numbers"]["n"] > 0 and unseen["seen"] == ""
+    assert seen["numbers"]["n"] > 0 and seen["seen"] == "the same files as FER2013 train"
+    said = printed(folder)
     assert "me.png:" in said
-    assert "pip install grad-cam" in said and "pip install opencv-python-headless" in said
+    for package in ("grad-cam", "opencv-python-headless", "tensorboard"):
+        assert f"pip install {package}" in said
     assert "training faces have votes" in said and "No label is disputed" in said
+    assert re.search(r"FER2013: [1-9]\d* training faces dropped", said)
+    leak_free = pd.read_csv(folder / "predictions.csv")["leak_free"]
+    assert set(leak_free.astype(str)) == {"True"}
     assert "not marked as finished" not in (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
@@ -175,6 +196,7 @@ def check_run(file, run, cache):
     assert set(predictions["dataset"]) == datasets
     loaded = load_model(folder)
     assert len(loaded.class_names) == 7 and loaded.extra["origin"] == "drawn"
+    assert loaded.extra["min_confidence"] == TINY["MIN_CONFIDENCE"]
     for phase in phases:
         assert load_model(folder / phase).preprocess.size == TINY["IMAGE_SIZE"]
     assert list((folder / "figures").glob("*.png"))

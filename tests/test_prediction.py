@@ -13,15 +13,16 @@ import pytest
 import requests
 import torch
 from PIL import Image
-from test_faces import SHARED, nowhere, server  # noqa: F401 (fixtures)
+from test_faces import nowhere, server  # noqa: F401 (fixtures)
 from torch import nn
 from torchvision.transforms import v2
 
-from fer_helpers import detectors, faces, prediction, sources
+from fer_helpers import batches, classifier, detectors, faces, prediction, sources
 from fer_helpers.answers import Prediction, annotate, plot_answer
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
 from fer_helpers.detectors import Detector, DetectorError, Face
+from fer_helpers.export import export_onnx
 from fer_helpers.models import build_model
 from fer_helpers.pictures import ImageError
 from fer_helpers.prediction import (
@@ -33,6 +34,7 @@ from fer_helpers.prediction import (
 )
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.sources import download_example, list_images, read_image
+from tests.faces_on_disk import shared
 
 NAMES = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 NO_ADDRESS = "://".join(("http", "[::1/x.jpg"))  # no host for the check of hosts to find
@@ -210,6 +212,20 @@ def test_uncertain_is_below_the_threshold(face, model):
     assert not ask(face, model).uncertain
 
 
+@pytest.mark.parametrize("share, uncertain", [(0.49, True), (0.51, False)])
+def test_half_is_the_threshold_where_a_model_names_none(face, share, uncertain):
+    class Sure(nn.Module):
+        """Gives one class `share` of the probability, and the others the rest."""
+
+        def forward(self, x):
+            shares = torch.tensor([share] + [(1 - share) / 6] * 6)
+            return shares.log().expand(len(x), 7)
+
+    answer = ask(face, Sure())
+    assert answer.confidence == pytest.approx(100 * share)
+    assert answer.uncertain is uncertain
+
+
 def test_views_change_the_answer_a_little(face, model):
     one, ten = ask(face, model), ask(face, model, views=10)
     assert not same(one, ten)
@@ -337,20 +353,23 @@ def test_no_model_is_the_newest_runs(face, checkpoint, tmp_path, monkeypatch):
 
 
 def test_the_margin_follows_the_training_faces(model):
-    loaded = LoadedModel(model, NAMES, PREPROCESS)
-    assert load_classifier(loaded).margin == faces.FER_MARGIN
-    assert (
-        load_classifier(loaded, class_names=[*NAMES, "Contempt"]).margin == faces.AFFECTNET_MARGIN
-    )
+    fer = LoadedModel(model, NAMES, PREPROCESS)
+    affectnet = LoadedModel(model, (*NAMES, "Contempt"), PREPROCESS)
+    renamed = [*NAMES, "Verachtung"]
+    assert load_classifier(fer).margin == faces.FER_MARGIN
+    assert load_classifier(fer, class_names=[*NAMES, "Contempt"]).margin == faces.FER_MARGIN
+    for given in (affectnet, load_classifier(affectnet)):
+        assert load_classifier(given, class_names=renamed).margin == faces.AFFECTNET_MARGIN
+    bare = load_classifier(model, PREPROCESS, [*NAMES, "contempt"])
+    assert bare.margin == faces.AFFECTNET_MARGIN
 
 
 @pytest.mark.slow
 def test_torch_and_onnx_agree(face, checkpoint, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra [export]")
-    export = pytest.importorskip("fer_helpers.export", reason="needs fer_helpers.export")
     loaded = load_classifier(checkpoint)
     path = tmp_path / "model.onnx"
-    export.export_onnx(
+    export_onnx(
         path, loaded.model, NAMES, loaded.preprocess, temperature=2.0, extra={"min_confidence": 0.9}
     )
     face.save(tmp_path / "a.jpg")
@@ -368,7 +387,7 @@ def test_torch_and_onnx_agree(face, checkpoint, tmp_path):
 
 def test_small_pictures_are_crops_and_say_so(model, detector):
     type(detector).boxes = ((100, 100, 200, 220),)
-    small = ask(Image.new("RGB", (112, 90), "gray"), model, detector=detector)
+    small = ask(draw_face("Happy", 7, size=112).crop((0, 0, 112, 90)), model, detector=detector)
     assert small.note == "assumed already cropped"
     assert small.face_box is None
     large = ask(Image.new("RGB", (113, 113), "gray"), model, detector=detector)
@@ -378,6 +397,20 @@ def test_small_pictures_are_crops_and_say_so(model, detector):
     assert (whole.face_box, whole.note) == (None, "")
     found = ask(Image.new("RGB", (100, 100), "gray"), model, detector=detector, crop="detect")
     assert found.face_box is not None
+
+
+@pytest.mark.parametrize("size", [(48, 48), (1, 1), (112, 30)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_small_picture_that_shows_nothing_gets_no_answer(model, size, mode):
+    pixels = np.full((size[1], size[0], 3), (90, 120, 150), np.uint8)
+    pixels[0, -1] += 8  # which JPEG may have added
+    blank = Image.fromarray(pixels).convert(mode)
+    answer = ask(blank, model)
+    assert (answer.label, answer.confidence) == (None, 0.0)
+    assert (answer.note, answer.probabilities, answer.uncertain) == ("shows nothing", {}, True)
+    (row,) = predict_images(blank, model, PREPROCESS, NAMES, progress=False).itertuples()
+    assert pd.isna(row.face) and row.note == "shows nothing" and not row.error
+    assert ask(blank, model, crop="none").label in NAMES  # somebody says that it is a face
 
 
 def test_no_face_is_no_answer(model, detector, capsys):
@@ -412,7 +445,6 @@ def test_of_several_faces_the_largest_answers_and_points_to_the_others(model, de
 def test_without_a_detector_a_photo_gets_the_plain_result(model, face, monkeypatch):
     detectors._default_detector.cache_clear()
     monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     answer = ask(Image.new("RGB", (640, 480)), model)
     assert answer.label is None
     assert answer.note.startswith("no detector here: give a crop or the model file")
@@ -553,6 +585,27 @@ def test_the_batch_size_does_not_change_answers(folder, model, batch_size):
     pd.testing.assert_frame_equal(table, whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("transform", [PREPROCESS, lambda picture: PREPROCESS(picture)])
+def test_faces_of_all_sizes_go_through_the_one_function(face, model, monkeypatch, transform):
+    sizes, calls = (30, 48, 75, 48), []
+    crops = [face.resize((size, size)) for size in sizes]
+    alone = [predict_single_image(crop, model, transform, NAMES, show=False) for crop in crops]
+
+    def counted(*given, real=classifier.predict_logits, **options):
+        calls.append(options["batch_size"])
+        return real(*given, **options)
+
+    monkeypatch.setattr(classifier, "predict_logits", counted)
+    asked = load_classifier(model, transform, NAMES)
+    found = asked.probabilities(crops, batch_size=3)
+    assert calls == [3]
+    for row, one in zip(found, alone, strict=True):
+        assert row == pytest.approx(list(one.probabilities.values()), abs=1e-6)
+    if transform is PREPROCESS:
+        several = asked.probabilities(crops, views=2)
+        assert several[3] == pytest.approx(asked.probabilities(crops[3:], views=2)[0], abs=1e-6)
+
+
 def test_everything_mixed_in_the_order_given(folder, model, face, detector):
     type(detector).boxes = ((100, 100, 200, 220), (300, 50, 340, 100))
     photo = Image.new("RGB", (640, 480), "gray")
@@ -602,7 +655,7 @@ def test_a_full_disk_costs_the_copies_and_no_answer(model, face, tmp_path, monke
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prediction, "replace_file", full)
+    monkeypatch.setattr(batches, "replace_file", full)
     table = predict_images(
         [face, face], model, PREPROCESS, NAMES, annotate_to=tmp_path / "out", progress=False
     )
@@ -614,7 +667,7 @@ def test_a_detector_that_cannot_be_used_is_said_before_anything_is_read(
     model, face, tmp_path, monkeypatch
 ):
     pytest.importorskip("cv2", reason="the [faces] extra is not installed")
-    monkeypatch.setattr(prediction, "read_image", lambda _: pytest.fail("read"))
+    monkeypatch.setattr(batches, "read_image", lambda _: pytest.fail("read"))
     with pytest.raises(DetectorError, match=r"gone\.onnx"):
         predict_images([face], model, PREPROCESS, NAMES, detector=tmp_path / "gone.onnx")
 
@@ -791,6 +844,7 @@ def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
 
     names = {
         **vars(prediction),
+        "annotate": annotate,
         "chance": np.random.default_rng(0),
         "test": Test(),
         "names": NAMES,
@@ -806,13 +860,25 @@ def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
     assert last is button
 
 
-# The shared photos and odd files
+def test_the_notebook_keeps_a_photo_and_one_of_the_same_name_from_drive(face, tmp_path):
+    text = (Path(__file__).parents[1] / "notebooks/Facial Emotion Recognition.py").read_text(
+        "utf-8"
+    )
+    cell = next(cell for cell in text.split("# %%\n") if cell.startswith("photos = "))
+    face.save(tmp_path / "me.png")
+    names = {
+        "Path": Path,
+        "PHOTO": str(tmp_path / "me.png"),
+        "GDOWN_ID": "1a2b3c4d5e6f7g8h9",
+        "download_example": lambda *_: tmp_path / "me.png",
+        "read_image": read_image,
+        "run": SimpleNamespace(folder=tmp_path),
+    }
+    exec(cell.split("# %% [markdown]")[0], names)
+    assert list(names["photos"]) == ["me.png", "Drive: me.png"]
 
 
-def shared(folder):
-    if not (SHARED / folder).is_dir():
-        pytest.skip(f"needs the shared data in {SHARED}")
-    return SHARED / folder
+# The shared odd files
 
 
 @pytest.mark.slow
@@ -834,11 +900,3 @@ def test_odd_files_give_an_answer_or_one_sentence(model):
         "thumbor_image_invalid.jpg",
     }
     assert all("\n" not in note for note in table.note)
-
-
-def test_orientations_show_the_same_upright_picture():
-    root = shared("odd-images")
-    pictures = [read_image(root / f"Portrait_{i}.jpg").resize((60, 90)) for i in range(1, 9)]
-    for picture in pictures[1:]:
-        difference = np.asarray(picture).astype(int) - np.asarray(pictures[0])
-        assert np.abs(difference).mean() < 6  # each has another number printed on it

@@ -13,7 +13,6 @@ from fer_helpers.recipes import (
     make_schedule,
     vote_loss,
 )
-from fer_helpers.splits import TrainSet
 from tests.test_config import ROOT
 from tests.tiny import faces, net, phase, recipe, scored_faces, selection_faces
 
@@ -407,10 +406,6 @@ def test_the_originals_loss(original):
     ours = make_loss(original[0].recipe("fer2013"), counts)(logits, labels)
     theirs = F.cross_entropy(logits, labels, weight=weight, label_smoothing=0.1)
     assert float(ours) == pytest.approx(float(theirs), rel=1e-4)
-
-
-def test_a_train_set_is_what_data_gives():
-    assert type(phase().train) is TrainSet
 
 
 def test_the_last_batch_of_an_epoch_may_be_smaller():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from test_runs import full_disk, listing
+from test_runs import listing
 
 from fer_helpers import records, versions
 from fer_helpers.runs import RunError, open_run
+from tests.tiny import full_disk
 
 CLASSES = ["Anger", "Happy", "Sad"]
 
@@ -132,16 +133,17 @@ def test_predictions_are_written_by_split(run):
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]], dtype=np.float32)
     common = {"files": ["a,1.png", "b.png"], "labels": np.array([0, 1]), "dataset": "FER2013"}
     common |= {"probabilities": probabilities, "class_names": CLASSES}
+    common["leak_free"] = np.array([True, False])
     records.write_predictions(run, **common, split="PublicTest")
-    records.write_predictions(run, **common, split="PrivateTest", leak_free=np.array([True, False]))
+    records.write_predictions(run, **common, split="PrivateTest")
     path = records.write_predictions(run, **common, split="PublicTest")
     head = "dataset,split,file,truth,prediction,leak_free,origin,p_Anger,p_Happy,p_Sad\n"
     assert path.read_text() == (
         head
         + 'FER2013,PrivateTest,"a,1.png",Anger,Anger,True,drawn,0.7,0.2,0.1\n'
         + "FER2013,PrivateTest,b.png,Happy,Sad,False,drawn,0.1,0.2,0.7\n"
-        + 'FER2013,PublicTest,"a,1.png",Anger,Anger,,drawn,0.7,0.2,0.1\n'
-        + "FER2013,PublicTest,b.png,Happy,Sad,,drawn,0.1,0.2,0.7\n"
+        + 'FER2013,PublicTest,"a,1.png",Anger,Anger,True,drawn,0.7,0.2,0.1\n'
+        + "FER2013,PublicTest,b.png,Happy,Sad,False,drawn,0.1,0.2,0.7\n"
     )
     with pytest.raises(RunError, match="softmax"):
         records.write_predictions(run, **(common | {"probabilities": probabilities * 5}), split="x")
@@ -153,7 +155,7 @@ def test_the_answer_is_the_one_before_rounding(run):
     near = np.array([[0.5 - 1e-10, 0.5 + 1e-10, 0.0]])  # equal as float32
     path = records.write_predictions(
         run, files=["a.png"], labels=np.array([1]), probabilities=near, class_names=CLASSES,
-        dataset="FER2013", split="test",
+        dataset="FER2013", split="test", leak_free=np.array([True]),
     )  # fmt: skip
     assert path.read_text().splitlines()[1].startswith("FER2013,test,a.png,Happy,Happy,")
 

@@ -1,6 +1,7 @@
 """The run folder: which one it is, what is written into it, and that nothing is ever lost."""
 
 import errno
+import itertools
 import json
 import os
 import stat
@@ -12,6 +13,7 @@ import yaml
 from fer_helpers import files, mounts, runs
 from fer_helpers.files import FolderInUseError, sole_writer
 from fer_helpers.runs import RunError, open_run
+from tests.tiny import full_disk
 
 PARAMETERS = {"seed": 1, "lr": 1e-5, "output_dir": "runs"}
 FINGERPRINT = {"seed": 1, "lr": 1e-5, "data": "abc"}
@@ -38,18 +40,18 @@ def read_only(monkeypatch, folder):
     monkeypatch.setattr(runs, "probe", refuse)
 
 
-def full_disk(monkeypatch):
-    def refuse(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-
-
 def inside(run, name):
     """Where a file of a run stands, its folder made."""
     path = run.folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """No two runs begin at once, as they may by the coarse clock of Windows."""
+    ticks = itertools.count()
+    monkeypatch.setattr(runs, "_now", lambda: f"2026-01-01T00:00:{next(ticks):02}")
 
 
 def listing(folder):
@@ -93,7 +95,7 @@ def test_auto_refuses_another_fingerprint_and_says_what_differs(tmp_path):
     assert "seed was 1 and is 2" in said
     assert 'backbone was not there and is "resnet18"' in said
     assert 'data was "abc" and is not there' in said
-    assert "lr" not in said.replace("already", "")
+    assert "lr was" not in said
     assert "RUN_NAME" in said
     assert "never" in said
     assert before == {path.name: path.read_bytes() for path in first.folder.glob("*.*")}
@@ -159,7 +161,7 @@ def test_drawn_and_real_are_never_one_run(tmp_path):
         opened(tmp_path, origin="real")
 
 
-def test_auto_without_a_name_takes_the_newest_unfinished_of_its_kind(tmp_path):
+def test_auto_without_a_name_takes_the_newest_unfinished_of_its_kind(tmp_path, clock):
     opened(tmp_path, "oldest")
     middle = opened(tmp_path, "middle")
     opened(tmp_path, "other", fingerprint={"seed": 9})
@@ -276,7 +278,7 @@ def test_a_run_that_broke_off_before_training_hides_no_attached_one(
     assert len(listing(tmp_path / "runs")) == 2 and inside(early, "run.json").exists()
 
 
-def test_of_the_attached_runs_the_newest_that_fits_is_continued(tmp_path, inputs):
+def test_of_the_attached_runs_the_newest_that_fits_is_continued(tmp_path, inputs, clock):
     opened(inputs / "z-oldest")
     second = opened(inputs / "b-newer").folder
     opened(inputs / "done", "finished").finish()

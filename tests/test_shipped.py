@@ -48,7 +48,6 @@ def test_it_carries_all_that_an_answer_needs(file, loaded):
 def test_a_clone_finds_the_face_of_a_photo_offline(tmp_path, monkeypatch):
     pytest.importorskip("cv2", reason="finding faces needs OpenCV")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(detectors.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(detectors, "MODEL_URL", "http://127.0.0.1:1/x")
     photo = Image.new("RGB", (640, 480), (214, 219, 224))
     photo.paste(draw_face("Happy", 3, size=240), (200, 100))

@@ -20,6 +20,7 @@ from PIL import Image
 
 from fer_helpers import decoding, store
 from fer_helpers.layouts import DataError, list_class_folders
+from fer_helpers.pictures import open_image
 
 
 def write_faces(root, count=40, size=(12, 12), mode="L", suffix="png"):
@@ -142,7 +143,6 @@ def test_pixels_are_hashed_before_they_are_reduced(tmp_path):
 
 
 def test_odd_files_are_read_as_prediction_reads_them(tmp_path):
-    preprocess = pytest.importorskip("fer_helpers.preprocess")
     root = write_faces(tmp_path / "faces", 2)
     Image.fromarray((np.arange(144, dtype=np.uint16) * 400).reshape(12, 12)).save(
         root / "sad/16.png"
@@ -156,7 +156,7 @@ def test_odd_files_are_read_as_prediction_reads_them(tmp_path):
     found = open_folder(root, tmp_path / "cache")
     names = list_class_folders(root, "train", "X").names
     for name in ("16", "alpha", "turned"):
-        expected = preprocess.open_image(root / f"sad/{name}.png").convert("L")
+        expected = open_image(root / f"sad/{name}.png").convert("L")
         pixels = found.pixels[names.index(f"train/sad/{name}.png"), :, :, 0]
         np.testing.assert_array_equal(pixels, np.asarray(expected))
 
@@ -312,6 +312,16 @@ def test_entries_that_nobody_opened_for_long_are_cleared_away(tmp_path):
     assert not unused.exists() and not half.exists()
 
 
+@pytest.mark.parametrize("days, kept", [(59, True), (61, False)])
+def test_an_entry_is_kept_for_60_days(tmp_path, days, kept):
+    unopened = tmp_path / "cache" / ("0" * 32)
+    unopened.mkdir(parents=True)
+    (unopened / "pixels.npy").touch()
+    os.utime(unopened, (time.time() - days * 86_400,) * 2)
+    open_folder(write_faces(tmp_path / "faces", 4), tmp_path / "cache")
+    assert unopened.exists() is kept
+
+
 @pytest.mark.slow
 def test_two_processes_build_the_same_entry(tmp_path):
     root = write_faces(tmp_path / "faces", 200)
@@ -449,9 +459,15 @@ def test_many_files_are_decoded_by_processes_that_need_no_guard(tmp_path):
     assert done.stdout.split("\n") == ["begun", said, ""]
 
 
+def by_two_processes(monkeypatch):
+    """Decode like many files on two processors, however few there are."""
+    monkeypatch.setattr(decoding, "FILES_WORTH_A_POOL", 1)
+    monkeypatch.setattr(decoding.joblib, "cpu_count", lambda: 2)  # with one, pytest would decode
+
+
 def test_a_decoding_process_that_is_killed_is_one_sentence(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces", 60)
-    monkeypatch.setattr(decoding, "FILES_WORTH_A_POOL", 1)
+    by_two_processes(monkeypatch)
     monkeypatch.setattr(decoding, "_read_all", _killed)
     with pytest.raises(DataError, match=r"train: a process .* was ended from outside"):
         open_folder(root, tmp_path / "cache")
@@ -466,7 +482,7 @@ def _killed(*_):
 
 def test_a_disk_that_fills_up_stops_the_processes_without_a_remark(tmp_path, monkeypatch):
     root = write_faces(tmp_path / "faces", 60)
-    monkeypatch.setattr(decoding, "FILES_WORTH_A_POOL", 1)
+    by_two_processes(monkeypatch)
     monkeypatch.setattr(store, "CHUNK_BYTES", 300)
     read = store._Builder.write
 

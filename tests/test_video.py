@@ -1,5 +1,6 @@
 """Video: the same answers frame by frame, persons followed, an annotated copy."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -122,4 +123,16 @@ def test_what_cannot_be_done_is_one_sentence(
     options = {name: video if value == "VIDEO" else value for name, value in options.items()}
     with pytest.raises(PredictionError, match=match):
         predict_video(source, model, PREPROCESS, NAMES, detector=detector, **options)
+    assert video.read_bytes() == before
+
+
+def test_another_name_of_the_video_is_no_place_for_the_copy(video, model, detector):  # noqa: F811
+    other = video.with_name("same.avi")
+    try:
+        os.link(video, other)
+    except OSError:
+        pytest.skip("this disk has no hard links")
+    before = video.read_bytes()
+    with pytest.raises(PredictionError, match="the video itself"):
+        predict_video(video, model, PREPROCESS, NAMES, detector=detector, output=other)
     assert video.read_bytes() == before

@@ -1,9 +1,11 @@
 """Tiny faces, nets and recipes for the tests of training: learnable, and done in a moment."""
 
+import errno
 import os
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from fer_helpers.augment import Augment
@@ -148,3 +150,21 @@ def without_clock(history):
 def kept_in(folder):
     """What stands in a folder, without the lock, which Windows takes away."""
     return sorted(name for name in os.listdir(folder) if name != LOCK)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Wherever it is imported: pictures so small are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def full_disk(monkeypatch):
+    """From now on nothing can be put on the disk for good."""
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
