@@ -457,7 +457,8 @@ def estimate_minutes(
 # %% [markdown]
 # ## Demo
 #
-# A tiny network learns to tell three expressions apart; the loss falls from the first epoch on.
+# A tiny network learns to tell three expressions apart. On faces that it did not learn it begins at
+# chance, one right answer in three, and within seconds is clearly above.
 
 # %% tags=["active-ipynb"]
 # import tempfile
@@ -467,16 +468,17 @@ def estimate_minutes(
 # from fer_helpers.models import build_model
 #
 # names = ("Happy", "Sad", "Surprise")
-# labels = np.arange(90) % 3
+# labels = np.arange(360) % 3
 # drawn = [draw_face(names[label], seed, size=32) for seed, label in enumerate(labels)]
 # pixels = np.stack([np.asarray(face) for face in drawn])
 # sets = [
 #     kind(pixels, rows, labels[rows], names, np.array([f"{r}.png" for r in rows]),
 #          split, "demo", "drawn", "demo")
 #     for kind, rows, split in (
-#         (TrainSet, np.arange(60), "train"), (SelectionSet, np.arange(60, 90), "selection"))
+#         (TrainSet, np.arange(300), "train"), (SelectionSet, np.arange(300, 360), "selection"))
 # ]
-# config = Config(fer_epochs=3, batch_size=10, schedule="cosine", fer_lr_backbone=1e-3)
+# rates = dict.fromkeys(("fer_lr_backbone", "fer_lr_attention", "fer_lr_head"), 3e-3)
+# config = Config(fer_epochs=8, batch_size=20, schedule="cosine", **rates)
 # torch.manual_seed(0)
 # with tempfile.TemporaryDirectory() as folder:
 #     result = train_phase(

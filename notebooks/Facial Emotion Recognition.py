@@ -579,7 +579,7 @@ print(evaluation.report_text(confusion, class_names))
 # The same network at two operating points. The second takes a part (tau) of the logarithm of each
 # class's share off the logits, as much as gives the best macro-F1 on the selection set: it usually
 # finds more of the rare classes and is right a little less often. Tau 0 means that nothing was to
-# be gained: both are the same then. The headline stays the first.
+# be gained. The headline stays the first.
 
 # %%
 results = first if final == "affectnet" else [e for s in scores for e in s.entries] + first
@@ -587,7 +587,10 @@ balanced_shift, metrics = [], {"results": results, "training": {}}
 if chosen_on is not None:
     balanced, balanced_shift = balance(headline, splits, chosen_on, bootstrap=config.bootstrap)
     metrics["results"] = results + (list(balanced.entries) if any(balanced_shift) else [])
-    display(points_table(headline, balanced))
+    if any(balanced_shift):
+        display(points_table(headline, balanced))
+    else:
+        print("Tau 0: the second operating point is the first.")
 for name, phase in phases.items():
     metrics["training"][name] = {
         "best_epoch": phase.best_epoch, "stopped": phase.stopped,
@@ -950,3 +953,8 @@ if not stopped:
 model_card(run)
 print(f"Saved in {run.folder}:")
 print("\n".join(f"  {path.name}" for path in sorted(run.folder.iterdir())))
+
+# %% [markdown]
+# What next? Read `MODEL_CARD.md` in that folder. Ask the model about a photo:
+# `python -m fer_helpers me.jpg --model` and the folder. Change one parameter, give the run another
+# `RUN_NAME`, and put both side by side in `notebooks/compare_runs.ipynb`.
