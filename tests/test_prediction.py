@@ -848,7 +848,7 @@ def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
         "chance": np.random.default_rng(0),
         "test": Test(),
         "names": NAMES,
-        "run": SimpleNamespace(path=tmp_path.joinpath),
+        "run": SimpleNamespace(folder=tmp_path),
         "photos": {"a face.png": face},
         "display": shown.append,
         "upload_widget": lambda *given, **options: button,
