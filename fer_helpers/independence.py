@@ -181,7 +181,7 @@ def chi_square_text(result: Mapping) -> str:
     ):
         lines.append(f"{title} (Holm-corrected p < 0.05):")
         if part["small_expected"]:
-            lines.append(f"  rough: {part['small_expected']} cells expect fewer than 5 faces")
+            lines.append(f"  rough: cells that expect fewer than 5 faces: {part['small_expected']}")
         lines += [
             f"  {c['truth']} -> {c['prediction']}: {c['count']} for {c['expected']:.1f} expected "
             f"(residual {c['residual']:+.1f})"

@@ -53,7 +53,8 @@ from fer_helpers.sources import read_image
 # - `"none"` takes the picture as one face, as the original does;
 # - `"auto"` takes a picture of at most 112 pixels on both sides as a crop, and looks for faces in
 #   anything larger. A detector misses a third of FER2013's 48-pixel crops, so it must not be run on
-#   them. A small picture of one single value shows nothing, and gets no answer.
+#   them. A small picture with hardly any contrast (at most 8 grey levels) shows nothing, and gets
+#   no answer.
 
 
 # %%

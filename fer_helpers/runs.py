@@ -393,8 +393,8 @@ def _copy_of(source: Path, output: Path, run_name: str) -> Path:
 # %% [markdown]
 # ## Demo
 #
-# Two starts of the same run, and one with another seed: the first two share a folder, the third is
-# refused with the reason.
+# Two starts of the same run and, once it has trained, one with another seed: the first two share a
+# folder, the third is refused with the reason.
 
 # %% tags=["active-ipynb"]
 # import tempfile
@@ -406,6 +406,8 @@ def _copy_of(source: Path, output: Path, run_name: str) -> Path:
 # first = open_run(scratch.name, "demo", parameters, {"seed": 42}, origin="drawn")
 # again = open_run(scratch.name, "demo", parameters, {"seed": 42}, origin="drawn")
 # print("same folder:", first.folder == again.folder, "| resumed:", again.resumed)
+# (first.folder / "fer2013").mkdir()
+# (first.folder / "fer2013" / "last.pt").touch()  # as if it had trained
 # try:
 #     open_run(scratch.name, "demo", parameters, {"seed": 43}, origin="drawn")
 # except RunError as error:

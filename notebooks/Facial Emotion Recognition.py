@@ -10,8 +10,8 @@
 # # Facial Emotion Recognition
 #
 # By default, a ResNet-34 with spatial attention learns eight emotions on AffectNet, is adapted to
-# the seven of FER2013, and is then evaluated so that a reviewer can believe it: every score of a
-# test set says which images it was taken on, how sure it is, and what it would be without the test
+# the seven of FER2013, and is then evaluated so that a reviewer can believe it: every accuracy on
+# a test set says which images it was taken on, how sure it is, and what it would be without the test
 # images that also stand in train.
 #
 # **How to use this notebook**
@@ -423,7 +423,7 @@ for name, splits in datasets.items():
         splits.train, splits.selection, config.recipe(name), **where,
         preprocess=transforms[name]["val"], augment=transforms[name]["train"],
     )  # fmt: skip
-length = f"about {minutes:.0f} minutes" if minutes >= 1 else "less than a minute"
+length = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "a minute or less"
 left = " What this run has done already is not done again." if run.resumed else ""
 print(f"Training takes {length} here; faster: a GPU, a smaller IMAGE_SIZE, fewer epochs.{left}")
 
@@ -548,10 +548,10 @@ if "fer2013" in phases and phase2.history:
 # - *Top-2*: the right answer is among the two likeliest. *Balanced accuracy* and *macro-F1* are
 #   means over classes, so that rare ones count as much; *kappa* is the accuracy beyond chance.
 # - *NLL* (negative log-likelihood), *Brier* (squared error of the probabilities) and *ECE*
-#   (expected calibration error: the mean gap between confidence and accuracy) say how far its
-#   probabilities are off: lower is better. Before, the network's raw scores, its *logits*, are
-#   divided by one number, the *temperature*. It was fitted on other images, so that it may also
-#   hurt a little.
+#   (expected calibration error: the mean gap between confidence and accuracy) say how far the
+#   network's probabilities are off: lower is better. They are made from its raw scores, the
+#   *logits*, divided by one number, the *temperature*. That was fitted on other images, so it may
+#   also hurt a little; *before temperature* is without it.
 
 # %%
 final = list(phases)[-1]
@@ -571,7 +571,8 @@ about = ", ".join(filter(None, (about, early, note)))
 display(score_table(scores))
 
 # %%
-print(evaluation.scores_text(numbers, about))
+scored = ", ".join(filter(None, (f"{test.dataset} {test.split}", early, note)))
+print(evaluation.scores_text(numbers, scored))
 print()
 print(evaluation.report_text(confusion, class_names))
 

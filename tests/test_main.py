@@ -155,13 +155,17 @@ def test_a_table_goes_into_a_pipe(folder, checkpoint):
     with open(reader, encoding="utf-8") as table:
         assert len(pd.read_csv(table)) == 3
     os.mkfifo("pipe")
-    codes, call = [], [str(folder), "--model", checkpoint, "--csv", "pipe"]
-    worker = threading.Thread(target=lambda: codes.append(main(call)), daemon=True)
+    lines = []
+
+    def read():  # to its first end
+        with open("pipe", encoding="utf-8") as table:
+            lines.extend(table)
+
+    worker = threading.Thread(target=read, daemon=True)
     worker.start()
-    with open("pipe", encoding="utf-8") as table:  # read to its first end
-        assert len(table.readlines()) == 4
+    assert main([str(folder), "--model", checkpoint, "--csv", "pipe"]) == 0
     worker.join(60)
-    assert codes == [0]
+    assert len(lines) == 4
 
 
 def test_which_model_answers_is_said_where_none_was_named(folder, checkpoint, capsys):
