@@ -125,12 +125,16 @@ def main() -> None:
     )
     print(f"{describe(student)} on {device} in {where['precision']}.", flush=True)
     preprocess = Preprocess(size=config.image_size, channels=config.input_channels, grey=True)
-    result = train_phase(
-        student, fer.train, fer.selection, config.recipe("fer2013"), options.out, name="Student",
-        preprocess=preprocess, augment=Augment(**config.augment_kwargs("fer2013")),
-        seed=config.seed, votes=votes_of(config, fer.train), soft_labels=targets,
-        log=partial(print, flush=True), **where,
-    )  # fmt: skip
+    try:
+        result = train_phase(
+            student, fer.train, fer.selection, config.recipe("fer2013"), options.out,
+            name="Student", preprocess=preprocess,
+            augment=Augment(**config.augment_kwargs("fer2013")),
+            seed=config.seed, votes=votes_of(config, fer.train), soft_labels=targets,
+            log=partial(print, flush=True), **where,
+        )  # fmt: skip
+    except KeyboardInterrupt:  # at the very end, after all was kept
+        sys.exit("Stopped; the same command continues.")
     if result.stopped:
         sys.exit("Stopped; the same command continues.")
     minutes = sum(row["seconds"] for row in result.history) / 60

@@ -62,12 +62,15 @@ def main() -> None:
     log(f"{options.params}: {describe(model)} on {device} in {where['precision']}.")
     ready = time.monotonic() - began
     budget = 60 * config.time_budget_minutes
-    result = train_phase(
-        model, fer.train, fer.selection, config.recipe("fer2013"), options.out, name="FER2013",
-        preprocess=preprocess, augment=Augment(**config.augment_kwargs("fer2013")),
-        seed=config.seed, votes=votes_of(config, fer.train), compile=config.compile, log=log,
-        deadline=began + budget if budget else None, **where,
-    )  # fmt: skip
+    try:
+        result = train_phase(
+            model, fer.train, fer.selection, config.recipe("fer2013"), options.out, name="FER2013",
+            preprocess=preprocess, augment=Augment(**config.augment_kwargs("fer2013")),
+            seed=config.seed, votes=votes_of(config, fer.train), compile=config.compile, log=log,
+            deadline=began + budget if budget else None, **where,
+        )  # fmt: skip
+    except KeyboardInterrupt:  # at the very end, after all was kept
+        sys.exit("Stopped; the same command continues.")
     if result.stopped:
         sys.exit("Stopped; the same command continues.")
     minutes = sum(row["seconds"] for row in result.history) / 60

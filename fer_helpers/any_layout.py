@@ -7,6 +7,7 @@ and get a test set where they bring none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from fer_helpers.splits import FaceSet, Splits, slice_positions
 def load_faces(
     path: str | Path,
     *,
+    parameter: str = "the dataset folder",
     order: str | Sequence[str] | None = None,
     size: int | None = None,
     grey: bool | None = None,
@@ -57,6 +59,7 @@ def load_faces(
 
     Args:
         path: the folder of the dataset, a Kaggle mount of it, or a FER2013 CSV file.
+        parameter: what `path` is called where it is wrong.
         order: class names in the order of the dataset's numbers, where labels are numbers.
         size: reduce larger pictures to this many pixels; None keeps their size.
         grey: decode to one channel; None does so if the pictures are grey.
@@ -79,7 +82,7 @@ def load_faces(
         "max_bad_share": max_bad_share,
         "progress": progress,
     }
-    found = _find_layout(local_path(path))
+    found = _find_layout(local_path(path), parameter)
     said = f"{found.root.name} is read as {LAYOUTS[found.layout]}"
     if found.layout == "fer2013":
         folders = [split_folder(found.root, role) for role in ("train", "test")]
@@ -93,14 +96,15 @@ def load_faces(
     return replace(splits, notes=(said, *splits.notes))
 
 
-def _find_layout(path: Path) -> Recognized:
+def _find_layout(path: Path, parameter: str) -> Recognized:
     path = path.absolute()  # "." has no name, and a dataset is called like its folder
     if path.is_file() and path.name.lower() in LABEL_TABLES:
         path = path.parent
     elif path.is_file() and path.suffix.lower() == ".csv":
-        is_fer = "fer2013" in path.stem.lower() or path.name.lower() in FER_CSV_FILES
+        plain = re.sub(r"[\W_]", "", path.stem.lower())
+        is_fer = "fer2013" in plain or path.name.lower() in FER_CSV_FILES
         return Recognized("fer2013-csv", "FER2013" if is_fer else path.stem, path)
-    root = find_dataset(path, "the dataset folder", lambda folder: recognize(folder) is not None)
+    root = find_dataset(path, parameter, lambda folder: recognize(folder) is not None)
     found = recognize(root)
     if found is None:
         raise DataError(

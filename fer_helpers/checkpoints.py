@@ -134,12 +134,11 @@ def _in_folder(folder: Path) -> Path:
     phase = next((file for file in learned if file.parent != folder), None)
     # A run that was stopped has left its model there; continued, it has learned more, or other
     # classes. Whoever saves a model need not say of which epoch it is.
-    if phase is not None and (
-        _about(phase, "class_names") != _about(chosen, "class_names")
-        or _epochs(chosen) not in (None, _epochs(phase))
-    ):
-        return phase
-    return chosen
+    if phase is None:
+        return chosen
+    if _about(phase, "class_names") != _about(chosen, "class_names"):
+        return phase if phase.parent.name == "fer2013" else chosen  # phase 2 comes after phase 1
+    return phase if _epochs(chosen) not in (None, _epochs(phase)) else chosen
 
 
 def _extra(path: Path) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class Classifier:
         shift: added to the logits, one number per class; empty for none. The balanced operating
             point is such a shift.
         path: the file that the model was loaded from; None for one that was given as an object.
-        margin: of the training crops, see `faces.crop_face`: AffectNet's for a model that learned
-            Contempt, else FER2013's.
+        margin: of the training crops, see `faces.crop_face`; None takes AffectNet's for a model
+            that knows Contempt, else FER2013's.
     """
 
     model: Callable[[torch.Tensor], torch.Tensor]
@@ -61,7 +61,12 @@ class Classifier:
     shift: tuple[float, ...] = ()
     path: Path | None = None
     temperatures: Mapping[str, float] = field(default_factory=dict)
-    margin: float = FER_MARGIN
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        """Take the margin that fits the classes where none was given."""
+        if self.margin is None:  # frozen, so it is set past the lock
+            object.__setattr__(self, "margin", _margin(self.class_names))
 
     @property
     def size(self) -> int | None:
@@ -159,6 +164,10 @@ def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
     return batch
 
 
+def _margin(class_names: Sequence[str]) -> float:
+    return AFFECTNET_MARGIN if "Contempt" in map(canonical_emotion, class_names) else FER_MARGIN
+
+
 def check_options(
     classifier: Classifier, crop: str, min_confidence: float | None, views: int
 ) -> float:
@@ -234,8 +243,7 @@ def load_classifier(
     # The model's own names count: in another language they say nothing of the training faces.
     margin = getattr(given, "margin", None)
     if margin is None:
-        learned = map(canonical_emotion, given.class_names if whole else class_names)
-        margin = AFFECTNET_MARGIN if "Contempt" in learned else FER_MARGIN
+        margin = _margin(given.class_names if whole else class_names)
     extra = getattr(given, "extra", None) or {}
     by_views = {}
     if temperature is None:

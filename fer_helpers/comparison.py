@@ -128,7 +128,7 @@ def mcnemar_pairs(records: Sequence[RunRecord], dataset: str, split: str) -> pd.
 
     Columns: `run_a, run_b, n, only_a, only_b` (pictures that only one of them got right),
     `difference` (accuracy a - b, 0..1), `low` and `high` (its 95 % interval, by a paired bootstrap;
-    empty where both are right on the same pictures), `p_value` (McNemar, exact), `p_holm`
+    empty where no draw differs from another), `p_value` (McNemar, exact), `p_holm`
     (corrected for the number of pairs; Holm 1979), `note` (why there is no test, or on which
     pictures it is). Runs on files of another content hash are not tested: equal names need not be
     equal pictures.

@@ -300,8 +300,8 @@ class Config(BaseModel):
     def from_notebook(cls, names: Mapping[str, Any]) -> Config:
         """Collect the parameters out of a notebook's `globals()`.
 
-        Every upper-case scalar counts as meant for us, and so does one in lower case that is called
-        like a parameter: what papermill injects under a misspelled name is refused instead of
+        Every upper-case scalar counts as meant for us, and so does one in lower case that is
+        spelled like a parameter: what papermill injects under such a name is refused instead of
         ignored. So is a parameter that is no scalar.
         """
 

@@ -82,9 +82,11 @@ def load_others(
     tests = []
     for folder in filter(None, (part.strip() for part in folders.split(","))):
         try:  # nothing is chosen on these sets, so no slice is cut from their train
-            splits = load_faces(folder, **{**reading, "selection_size": 0})
+            reading |= {"parameter": "EXTRA_TEST_DIRS", "selection_size": 0}
+            splits = load_faces(folder, **reading)
         except DataError as error:
-            raise DataError(f"EXTRA_TEST_DIRS: {error}") from error
+            named = str(error).startswith("EXTRA_TEST_DIRS")
+            raise error if named else DataError(f"EXTRA_TEST_DIRS: {error}") from error
         test = splits.tests[0]
         if test.origin != origin:
             raise RunError(

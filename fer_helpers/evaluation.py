@@ -144,8 +144,8 @@ def evaluate(
     """Score logits (N, K), or log-probabilities, against labels (N,) in 0..K-1.
 
     Returns a JSON-able dict. All shares are 0..1, intervals are those of `bootstrap_intervals`,
-    95 %, [low, high] (None with `bootstrap=0`):
-    n, accuracy, top2_accuracy, macro_f1, balanced_accuracy, kappa, and an `..._interval` for
+    95 %, [low, high] (None with `bootstrap=0`; where all are right, or none is, only accuracy has
+    one): n, accuracy, top2_accuracy, macro_f1, balanced_accuracy, kappa, and an `..._interval` for
     accuracy, macro_f1, balanced_accuracy and kappa; nll (nats per image), brier (sum over classes,
     0..2), ece, ece_calibrated_range, all after dividing by `temperature`; before_temperature with
     the same four at temperature 1; per_class {name: {precision, recall, f1, support, predicted}};

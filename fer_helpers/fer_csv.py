@@ -54,7 +54,8 @@ def read_rows(path: Path) -> Iterator[FerRow]:
 
     Raises:
         DataError: the header lacks `emotion`, `pixels` or `Usage`, an emotion has a number that
-            FER2013 does not know, or the file is no CSV text.
+            FER2013 does not know (in a file that is not called like FER2013's), or the file is no
+            CSV text.
     """
     try:
         yield from _read_rows(path)
@@ -83,8 +84,9 @@ def _read_rows(path: Path) -> Iterator[FerRow]:
             except IndexError:
                 yield FerRow(number, "", "", b"", f"has {len(row)} of {len(head)} columns")
                 continue
-            # Its other numbers may mean something else, too.
-            if re.fullmatch(r"-?\d+", cells[0]) and cells[0] not in _NUMBERS:
+            # Its other numbers may mean something else, too. In FER2013's own file it is a bad row.
+            odd = re.fullmatch(r"-?\d+", cells[0]) and cells[0] not in _NUMBERS
+            if odd and path.name.lower() not in FER_CSV_FILES:
                 raise DataError(
                     f"{path} row {number} has the emotion {cells[0]}, and FER2013 knows 0 to 6, so "
                     "this is another dataset: put its pictures into one folder per emotion, or "

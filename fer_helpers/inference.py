@@ -233,7 +233,11 @@ def _in_parts(
 ) -> Tensor:
     """What `forward` gives on the CPU, from halves of the batch where the memory is too small."""
     try:
-        batch = preprocess(pixels).contiguous(memory_format=torch.channels_last)
+        batch = preprocess(pixels)
+        if isinstance(preprocess, Preprocess):  # somebody else's network may want plain memory
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        else:
+            batch = batch.contiguous()
         with autocast(pixels.device, precision):  # the pixels themselves stay exact
             return forward(batch).float().cpu()
     except RuntimeError as error:

@@ -86,7 +86,8 @@ def recognize(folder: Path) -> Recognized | None:
             return Recognized("fer2013", "FER2013", folder)
         classes = sorted(canonical_emotion(name) for name in subfolders(train))
         # Others have these eight classes, too (FER+), and a false name makes a set "seen".
-        affectnet = classes == list(EMOTIONS) and "affectnet" in str(folder).lower()
+        named = f"{folder.parent.name}/{folder.name}".lower()
+        affectnet = classes == list(EMOTIONS) and "affectnet" in named
         if len(classes) > 1 or raf:
             name = "RAF-DB" if raf else "AffectNet" if affectnet else ""
             return Recognized("folders", name, folder)

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Recipes: what a phase is made of
+# # Recipes: from numbers to optimizer, schedule and loss
 #
 # A phase is data, a model and a recipe. This module turns a recipe, which is only numbers and
 # words, into the things that do the work: an optimizer, a schedule for its learning rate, a loss.

@@ -167,9 +167,10 @@ def open_run(
     """Decide which folder this run writes to, and make sure, before any training, that it can.
 
     With `resume="auto"` a named folder of the same fingerprint is continued, and without a name the
-    newest unfinished one is; where there is none, a copy of the newest unfinished one among
-    Kaggle's attached inputs is. A folder in which nothing was trained yet gives way to an attached
-    run in which something was, and is begun again with other parameters. With `resume="never"` an
+    newest unfinished one is, those that have trained first; where there is none, a copy of the
+    newest unfinished one among Kaggle's attached inputs is. A folder in which nothing was trained
+    yet gives way to an attached run in which something was, and is begun again with other
+    parameters. With `resume="never"` an
     existing named folder is moved aside to `name-1`, `name-2` ... With a path as `resume` that
     folder is continued; if it cannot be written it is copied to `output_dir` first. No run is
     overwritten or deleted.

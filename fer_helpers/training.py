@@ -397,7 +397,7 @@ def train_phase(
                 on_epoch(progress.history)
         if progress.ended and asked_to_stop():
             # The phase is whole, so there is nothing to say of it; but what follows may take hours.
-            log(f"{name} has ended and is kept: RESUME 'auto' goes on after it.")
+            log(f"{name} has ended and is kept: started again, the run goes on after it.")
             raise KeyboardInterrupt
     if stopped:
         log(f"Stopped ({stopped}) in epoch {progress.epoch + 1}: "

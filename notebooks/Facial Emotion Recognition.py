@@ -11,8 +11,8 @@
 #
 # By default, a ResNet-34 with spatial attention learns eight emotions on AffectNet, is adapted to
 # the seven of FER2013, and is then evaluated so that a reviewer can believe it: every accuracy on
-# a test set says which images it was taken on, how sure it is, and what it would be without the test
-# images that also stand in train.
+# a test set says which images it was taken on, how sure it is, and what it would be without the
+# test images that also stand in train.
 #
 # **How to use this notebook**
 #

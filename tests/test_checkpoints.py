@@ -197,6 +197,14 @@ def test_a_run_continued_in_phase_2_no_longer_answers_with_phase_1(tmp_path):
     assert load_model(run).class_names == load_model(runs=tmp_path).class_names == names
 
 
+def test_a_run_whose_last_phase_was_deleted_does_not_answer_with_phase_1(tmp_path):
+    saved(tmp_path, extra={"best_epoch": 3})
+    (tmp_path / "affectnet").mkdir()
+    names, best = ("Fear", *NAMES[1:]), tmp_path / "affectnet" / "best.safetensors"
+    save_model(best, net(), names, PREPROCESS, extra={"epoch": 5})
+    assert load_model(tmp_path).class_names == NAMES
+
+
 @pytest.mark.parametrize("phase", ["affectnet", "fer2013"])
 def test_a_run_continued_in_a_phase_no_longer_answers_as_it_did_when_it_was_stopped(
     tmp_path, phase

@@ -55,7 +55,9 @@ def test_csv_files_are_read_by_column_name(tmp_path, name, header):
     assert splits.sentence.startswith("FER2013: ")
 
 
-@pytest.mark.parametrize(("name", "dataset"), [("mine", "mine"), ("fer2013_new", "FER2013")])
+@pytest.mark.parametrize(
+    ("name", "dataset"), [("mine", "mine"), ("fer2013_new", "FER2013"), ("FER-2013", "FER2013")]
+)
 def test_another_csv_in_that_form_has_its_own_name(tmp_path, name, dataset):
     splits = load(write_csv(tmp_path / f"{name}.csv"), tmp_path / "cache")
     assert {faces.dataset for faces in (splits.train, *splits.tests)} == {dataset}
@@ -67,6 +69,9 @@ def test_a_csv_with_an_eighth_emotion_is_not_fer2013(tmp_path):
     path = write_csv(tmp_path / "ckextended.csv", spoil={3: "7,1 2 3,Training"})
     with pytest.raises(DataError, match=r"row 3 has the emotion 7, .*another dataset: put"):
         load(path, tmp_path / "cache", max_bad_share=0.5)
+    named = path.rename(tmp_path / "fer2013.csv")  # there it is one bad row
+    splits = load(named, tmp_path / "cache", max_bad_share=0.5)
+    assert len(splits.bad_files) == 1
 
 
 def test_a_csv_in_another_order_keeps_its_leaks(tmp_path):
@@ -195,8 +200,9 @@ def test_the_main_layouts_are_recognized(tmp_path):
 
 
 def test_eight_emotions_are_named_by_the_folder_that_was_given(tmp_path):
-    write_affectnet(tmp_path / "ferplus" / "archive (3)")
-    assert load(tmp_path / "ferplus", tmp_path / "cache").train.dataset == "ferplus"
+    root = tmp_path / "affectnet-work" / "data" / "ferplus"  # what lies far above names nothing
+    write_affectnet(root / "archive (3)")
+    assert load(root, tmp_path / "cache").train.dataset == "ferplus"
 
 
 # ---------------------------------------------------------------- RAF-DB

@@ -361,7 +361,22 @@ def test_the_margin_follows_the_training_faces(model):
     for given in (affectnet, load_classifier(affectnet)):
         assert load_classifier(given, class_names=renamed).margin == faces.AFFECTNET_MARGIN
     bare = load_classifier(model, PREPROCESS, [*NAMES, "contempt"])
-    assert bare.margin == faces.AFFECTNET_MARGIN
+    built = classifier.Classifier(model, PREPROCESS, (*NAMES, "Contempt"))
+    assert bare.margin == built.margin == faces.AFFECTNET_MARGIN
+
+
+def test_a_network_that_views_its_input_as_a_row_answers(face):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3 * 48 * 48, 7)
+
+        def forward(self, x):
+            return self.head(x.view(len(x), -1))  # as tutorials do; it wants plain memory
+
+    resize = v2.Compose([v2.ToImage(), v2.Resize((48, 48)), v2.ToDtype(torch.float32, True)])
+    answer = predict_single_image(face, Plain(), resize, NAMES, crop="none", show=False)
+    assert answer.label in NAMES
 
 
 @pytest.mark.slow

@@ -518,7 +518,7 @@ def test_an_interrupt_at_the_end_of_a_phase_is_heard_and_loses_nothing(
     monkeypatch.setattr(training, moment, interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "2", lines=lines)
-    assert lines[-1] == "Tiny has ended and is kept: RESUME 'auto' goes on after it."
+    assert lines[-1] == "Tiny has ended and is kept: started again, the run goes on after it."
     monkeypatch.setattr(training, "train_step", lambda *_: pytest.fail("trained again"))
     model, result = train(tmp_path / "2")
     assert same_weights(model, unbroken) and not result.stopped
