@@ -203,7 +203,7 @@ def test_the_other_backbones_export(settings, tmp_path):
     pytest.importorskip("onnx")
     model = build_model(7, **settings)
     names = [str(number) for number in range(7)]
-    size = 224 if settings["attention"] == "none" else 64
+    size = 224 if settings.get("attention") == "none" else 64
     path = export_onnx(tmp_path / "net.onnx", model, names, Preprocess(size=size))
     assert load_onnx(path).preprocess.size == size
 
