@@ -80,9 +80,10 @@ def load_others(
         RunError: a set shares fewer than two classes with the model, or drawn and real faces meet.
     """
     tests = []
+    # Nothing is chosen on these sets, so no slice is cut from their train.
+    reading |= {"parameter": "EXTRA_TEST_DIRS", "selection_size": 0}
     for folder in filter(None, (part.strip() for part in folders.split(","))):
-        try:  # nothing is chosen on these sets, so no slice is cut from their train
-            reading |= {"parameter": "EXTRA_TEST_DIRS", "selection_size": 0}
+        try:
             splits = load_faces(folder, **reading)
         except DataError as error:
             named = str(error).startswith("EXTRA_TEST_DIRS")

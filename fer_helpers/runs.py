@@ -170,10 +170,9 @@ def open_run(
     newest unfinished one is, those that have trained first; where there is none, a copy of the
     newest unfinished one among Kaggle's attached inputs is. A folder in which nothing was trained
     yet gives way to an attached run in which something was, and is begun again with other
-    parameters. With `resume="never"` an
-    existing named folder is moved aside to `name-1`, `name-2` ... With a path as `resume` that
-    folder is continued; if it cannot be written it is copied to `output_dir` first. No run is
-    overwritten or deleted.
+    parameters. With `resume="never"` an existing named folder is moved aside to `name-1`, `name-2`
+    ... With a path as `resume` that folder is continued; if it cannot be written it is copied to
+    `output_dir` first. No run is overwritten or deleted.
 
     Args:
         output_dir: The folder of all runs; made if it does not exist.
