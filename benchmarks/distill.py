@@ -12,7 +12,10 @@ them that its temperature is fitted on; teachers must not have learned these eit
 the label and what the teachers say about the same face (probabilities after their temperature, mean
 over teachers and over ten views; Hinton et al. 2015, "Distilling the Knowledge in a Neural
 Network"). That takes the place of label smoothing. `--set FER_ERASE=0.5 MIXUP=0.2` changes
-parameters of the file, FER+ votes among them.
+parameters of the file, FER+ votes among them. With `--voters` the ten people who voted are one
+more teacher: what FER2013's label most likely is, given their votes. The student sees pixels only,
+so it is taught by somebody who knows more than it can (Lopez-Paz et al. 2016, "Unifying
+distillation and privileged information").
 
 Killed, it continues to the bit with the same command. The table compares student and teachers on
 the images held out. `--final`, for a frozen recipe, writes the student in half precision, with
@@ -31,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ablation import ROOT, named_values, public_only, read_fer, votes_of
+from sklearn.linear_model import LogisticRegression
 
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model, weights_hash
@@ -67,6 +71,23 @@ def temperature_of(teacher: LoadedModel) -> float:
     return teacher.extra.get("temperatures", {}).get(str(VIEWS), teacher.temperature)
 
 
+def with_voters(
+    heard: np.ndarray, networks: int, votes: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """Mean (N, K) of so many networks' answers and what votes (N, V) tell about labels (N,).
+
+    A logistic regression on shares and their logarithms, fitted on the very faces: with so few
+    weights it cannot know any of them by heart. Faces without votes keep what the networks say.
+    """
+    known = votes.sum(1) > 0
+    votes = votes[known]
+    seen = np.hstack([votes, np.log(votes + 0.05)])  # 0.05: half a vote of ten where nobody chose
+    told = LogisticRegression(max_iter=2000).fit(seen, labels[known]).predict_proba(seen)
+    heard = heard.copy()
+    heard[known] = (networks * heard[known] + told) / (networks + 1)
+    return heard
+
+
 def mixed(labels: np.ndarray, heard: np.ndarray, share: float) -> np.ndarray:
     """Targets (N, K): so much of what was heard, the rest from the labels (shares of 1 each)."""
     return ((1 - share) * labels + share * heard).astype(np.float32)
@@ -79,6 +100,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "distilled")
     parser.add_argument("--teachers", type=Path, nargs="+", required=True)
     parser.add_argument("--share", type=float, default=0.4, help="of the target that teachers set")
+    parser.add_argument("--voters", action="store_true", help="teach, too (FERPLUS_VOTES)")
     parser.add_argument("--start", type=Path, help="weights to begin with")
     parser.add_argument("--lr", type=float, default=0.0, help="of all weights; 0 takes the file's")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters")
@@ -97,6 +119,8 @@ def main() -> None:
     if options.lr:
         changes |= dict.fromkeys(("fer_lr_backbone", "fer_lr_attention", "fer_lr_head"), options.lr)
     config = Config.from_yaml(options.params).changed(**changes)
+    if options.voters and not config.ferplus_weight:
+        parser.error("--voters: set FERPLUS_WEIGHT and FERPLUS_VOTES, where the votes are")
     device = pick_device(options.device)
     start = options.start and load_model(options.start, device)
     if start:  # faces grow from the size that it knows; it is not sent back to smaller ones
@@ -116,8 +140,11 @@ def main() -> None:
         said = say(teachers, fer.train, where)
         options.out.mkdir(parents=True, exist_ok=True)
         replace_file(heard, partial(_save, array=said))
+    answers, votes = np.load(heard), votes_of(config, fer.train)
+    if options.voters:
+        answers = with_voters(answers, len(teachers), votes, fer.train.labels)
     labels = np.eye(len(fer.train.class_names), dtype=np.float32)[fer.train.labels]
-    targets = mixed(labels, np.load(heard), options.share)
+    targets = mixed(labels, answers, options.share)
 
     torch.manual_seed(config.seed)
     student = (
@@ -130,7 +157,7 @@ def main() -> None:
             student, fer.train, fer.selection, config.recipe("fer2013"), options.out,
             name="Student", preprocess=preprocess,
             augment=Augment(**config.augment_kwargs("fer2013")),
-            seed=config.seed, votes=votes_of(config, fer.train), soft_labels=targets,
+            seed=config.seed, votes=votes, soft_labels=targets,
             log=partial(print, flush=True), **where,
         )  # fmt: skip
     except KeyboardInterrupt:  # at the very end, after all was kept

@@ -98,6 +98,28 @@ def test_teachers_speak_in_probabilities(distill, teacher):
         distill.say([load_model(teacher)], faces(), {"device": "cpu", "precision": "fp32"})
 
 
+def test_the_voters_are_one_more_teacher(distill):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 600)
+    votes = np.full((600, 4), 0.1)
+    votes[np.arange(600), (labels + 1) % 3] = 0.7  # people call it otherwise, but reliably
+    votes[:5] = 0  # nobody voted
+    heard = np.full((600, 3), 1 / 3, dtype=np.float32)
+    found = distill.with_voters(heard, 2, votes, labels)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
+    np.testing.assert_array_equal(found[:5], heard[:5])
+    sure = np.full(3, 2 / 9) + np.eye(3) / 3  # two know nothing, the third knows
+    np.testing.assert_allclose(found[5:], sure[labels[5:]], atol=0.01)
+    assert (heard == np.float32(1 / 3)).all()
+
+
+def test_voters_need_votes(distill, teacher, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["distill", "--teachers", str(teacher), "--voters"])
+    with pytest.raises(SystemExit):
+        distill.main()
+    assert "FERPLUS_VOTES" in capsys.readouterr().err
+
+
 def test_targets_are_shares_of_label_and_teacher(distill):
     labels, heard = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.5, 0.5], [0.2, 0.8]])
     found = distill.mixed(labels, heard, 0.4)
