@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[1]
 SLICE = ROOT / "docs" / "results" / "fer2013-selection-slice.txt"
 
 BUDGET = {"width": 16, "fer_epochs": 6, "affectnet_epochs": 4}
-"""What is smaller than in params/cpu.yaml: about ten minutes a run on two cores without bf16."""
+"""What is smaller than in params/cpu.yaml: six minutes a run on two idle cores without bf16."""
 
 BASE = "base"
 ARMS = {

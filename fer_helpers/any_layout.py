@@ -140,6 +140,11 @@ def _divide_whole(reader: Reader, faces: FaceSet, by_subject: bool) -> Splits:
         f"{reader.dataset}: there is no test folder, so {len(test):,} of {len(faces):,} images, "
         f"divided by {'subject' if by_subject else 'twin group'}, are cut out as the test set."
     )
+    if by_subject:
+        reader.notes.append(
+            f"{reader.dataset}: the frames of a sequence count as so many images, so intervals are "
+            "too narrow and p values too small."
+        )
     return reader.divide(train, None, [test], sentence, groups[~inside] if by_subject else None)
 
 

@@ -85,9 +85,10 @@ def bootstrap_intervals(
 
     Two cases in which the drawn sets do not say how sure a number is are treated apart. Where all
     answers are right, or none is, so they are in every draw: the interval of the accuracy is
-    Wilson's (Wilson 1927), and the other scores have none (None). And a draw without any image of a
-    class that this set has would average over fewer classes: macro-F1 and balanced accuracy leave
-    such draws out, unless fewer than a tenth would remain.
+    Wilson's (Wilson 1927), and the other scores have none (None). And a draw that lacks a class
+    would average over fewer than this set does: balanced accuracy leaves out draws without any
+    image of a class that has some here, macro-F1 those in which a class neither occurs nor is
+    answered that does here, unless fewer than a tenth would remain.
     """
     confusion = np.asarray(confusion)
     total, hits = int(confusion.sum()), int(np.trace(confusion))
@@ -98,15 +99,15 @@ def bootstrap_intervals(
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(total, confusion.ravel() / total, size=repeats)
     drawn = drawn.reshape(repeats, *confusion.shape)
-    present = confusion.sum(axis=1) > 0
-    complete = (drawn.sum(axis=-1)[:, present] > 0).all(axis=1)
-    if complete.mean() < 0.1:
-        complete[:] = True
-    averaged = ("macro_f1", "balanced_accuracy")  # over classes
-    return {
-        name: np.quantile(values[complete] if name in averaged else values, [0.025, 0.975]).tolist()
-        for name, values in confusion_scores(drawn).items()
-    }
+    scores = confusion_scores(drawn)
+    for name, images in (
+        ("balanced_accuracy", lambda counts: counts.sum(axis=-1)),
+        ("macro_f1", lambda counts: counts.sum(axis=-1) + counts.sum(axis=-2)),
+    ):
+        complete = (images(drawn)[:, images(confusion) > 0] > 0).all(axis=1)
+        if complete.mean() >= 0.1:
+            scores[name] = scores[name][complete]
+    return {name: np.quantile(values, [0.025, 0.975]).tolist() for name, values in scores.items()}
 
 
 def _probability_scores(
@@ -261,13 +262,13 @@ def compare(
 
     The bootstrap is paired: both models see the same drawn images, so what is hard for both
     cancels out. The images that only one is right on say it all, so that three counts are drawn
-    and no image is touched. Where two of the three are 0 every draw is the same, and the interval
-    is None.
+    and no image is touched. Where these are all won by one model, no draw goes against it, and four
+    of them would leave out 0: below six (where p passes 0.05) the interval is None.
     """
     result = mcnemar(correct_a, correct_b)
     size, only = len(correct_a), (result["only_a"], result["only_b"])
     counts = np.array([*only, size - sum(only)])
-    if counts.max() == size:
+    if 0 in only and sum(only) < 6:
         return {**result, "interval": None}
     drawn = np.random.default_rng(seed).multinomial(size, counts / size, size=bootstrap)
     gains = (drawn[:, 0] - drawn[:, 1]) / size

@@ -151,9 +151,9 @@ def randomization_check(
 ) -> float:
     """How much of a map survives when every weight of the net is random, mean over three nets.
 
-    Near 0: the map came from what was learned. Near 1: it would look the same without learning and
-    explains nothing. Adebayo et al. 2018, "Sanity Checks for Saliency Maps" (rank correlation,
-    model parameter randomization).
+    Near 0: the map came from what was learned, or is flat. Near 1: it would look the same without
+    learning and explains nothing. Adebayo et al. 2018, "Sanity Checks for Saliency Maps" (rank
+    correlation, model parameter randomization).
 
     Args:
         make_maps: `attention_map`, or `lambda net, faces: grad_cam(net, faces, targets)`.

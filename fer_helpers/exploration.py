@@ -226,9 +226,8 @@ def vote_agreement(
     face"). A face counts when one choice has more votes than every other; `tied` and `unrated`
     faces are counted apart. Shares are 0..1 (None over no face):
     n, tied, unrated, label_agrees, prediction_agrees (with the winning choice), prediction_right
-    (with the label), votes_for_prediction (mean share of the votes that the prediction got), and
-    the rows of per_class ({name, n, ...} by label) and by_clarity ({name, n, ...} by the share of
-    the winner: above 0.8, above 0.5, the rest).
+    (with the label), and the rows of per_class ({name, n, ...} by label) and by_clarity ({name, n,
+    ...} by the share of the winner: above 0.8, above 0.5, the rest).
     """
     names = check_names(class_names)
     columns = _vote_columns(vote_names, names)
@@ -241,15 +240,17 @@ def vote_agreement(
 
     def row(chosen: np.ndarray) -> dict:
         if not chosen.any():
-            return {"n": 0, "label_agrees": None, "prediction_agrees": None,
-                    "prediction_right": None, "votes_for_prediction": None}  # fmt: skip
-        said = columns[predicted[chosen]]
+            return {
+                "n": 0,
+                "label_agrees": None,
+                "prediction_agrees": None,
+                "prediction_right": None,
+            }
         return {
             "n": int(chosen.sum()),
             "label_agrees": float((columns[labels[chosen]] == winner[chosen]).mean()),
-            "prediction_agrees": float((said == winner[chosen]).mean()),
+            "prediction_agrees": float((columns[predicted[chosen]] == winner[chosen]).mean()),
             "prediction_right": float((predicted[chosen] == labels[chosen]).mean()),
-            "votes_for_prediction": float(share[chosen, said].mean()),
         }
 
     top = share.max(axis=1)

@@ -146,7 +146,7 @@ def savefig(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
 def as_percent(axis) -> None:
     """Label an axis that runs from 0 to 1 in percent, with decimals where the ticks have some."""
     # Rounded, because a tick at 0 may be 1e-17; plus 0, because it may be -0.
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6) + 0:.3g} %"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6) + 0:g} %"))
 
 
 def as_counts(axis) -> None:

@@ -580,18 +580,15 @@ print(evaluation.report_text(confusion, class_names))
 # The same network at two operating points. The second takes a part (tau) of the logarithm of each
 # class's share off the logits, as much as gives the best macro-F1 on the selection set: it usually
 # finds more of the rare classes and is right a little less often. Tau 0 means that nothing was to
-# be gained. The headline stays the first.
+# be gained: both rows are the same. The headline stays the first.
 
 # %%
 results = first if final == "affectnet" else [e for s in scores for e in s.entries] + first
 balanced_shift, metrics = [], {"results": results, "training": {}}
 if chosen_on is not None:
     balanced, balanced_shift = balance(headline, splits, chosen_on, bootstrap=config.bootstrap)
-    metrics["results"] = results + (list(balanced.entries) if any(balanced_shift) else [])
-    if any(balanced_shift):
-        display(points_table(headline, balanced))
-    else:
-        print("Tau 0: the second operating point is the first.")
+    metrics["results"] = [*results, *balanced.entries]
+    display(points_table(headline, balanced))
 for name, phase in phases.items():
     metrics["training"][name] = {
         "best_epoch": phase.best_epoch, "stopped": phase.stopped,
@@ -759,7 +756,7 @@ if maps:
 # %% [markdown]
 # Such pictures look convincing even on a network that has learned nothing. So: how similar (rank
 # correlation) is each map to the one of the same network with random weights? Near 0, what was
-# learned made the map; near 1, it explains nothing (Adebayo et al. 2018).
+# learned made the map (or it is flat); near 1, it explains nothing (Adebayo et al. 2018).
 
 # %%
 for name in maps:

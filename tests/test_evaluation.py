@@ -215,6 +215,16 @@ def test_a_class_that_a_draw_lacks_does_not_lift_the_averages():
     assert 0.95 < intervals["accuracy"][0] < intervals["accuracy"][1] == 1
 
 
+def test_macro_f1_averages_over_the_same_classes_in_every_draw():
+    """A class without images counts once it is answered, so draws without that answer are out."""
+    confusion = np.diag([100, 100, 100, 0])
+    confusion[0, 1] = 40
+    confusion[0, 3] = 1
+    value = confusion_scores(confusion)["macro_f1"]
+    low, high = bootstrap_intervals(confusion, repeats=4000)["macro_f1"]
+    assert value < 0.75 and low < value < high < 0.75  # no draw averages over three classes
+
+
 def test_where_hardly_a_draw_has_every_class_all_of_them_count():
     labels = np.arange(7)  # one image each: a draw holds all seven 6 times in 1,000
     low, high = bootstrap_intervals(
@@ -254,6 +264,13 @@ def test_paired_comparison_cancels_what_both_share():
     slow = one[rows].mean(axis=1) - two[rows].mean(axis=1)
     assert [low, high] == pytest.approx(list(np.quantile(slow, [0.025, 0.975])), abs=0.004)
     assert compare(one, one)["interval"] is None  # every draw would say the same
+
+
+@pytest.mark.parametrize("wins", [4, 5, 6])
+def test_a_paired_interval_does_not_contradict_the_p_value(wins):
+    a = np.arange(50) < 30
+    result = compare(a, a & (np.arange(50) >= wins))
+    assert (result["interval"] is None) == (result["p_value"] > 0.05)
 
 
 def test_no_p_value_is_shown_as_0():

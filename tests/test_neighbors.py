@@ -294,6 +294,7 @@ def test_ck_plus_is_divided_by_subject(tmp_path):
     write_ck(tmp_path / "ckplus" / "CK+48")
     splits = load(tmp_path / "ckplus", tmp_path / "cache", selection_size=30)
     assert splits.train.dataset == "CK+48" and "by subject" in splits.sentence
+    assert any("intervals are too narrow" in note for note in splits.notes)
     people = [
         {file.rsplit("/", 1)[-1][:4] for file in faces.files}
         for faces in (splits.train, splits.selection, splits.tests[0])
