@@ -331,18 +331,23 @@ class Config(BaseModel):
     def fingerprint(self) -> dict[str, Any]:
         """The parameters that change the trained model; paths, budgets and figures do not.
 
-        Votes that are learned and weights to start from are known by the SHA-256 of their file,
-        wherever it lies.
+        Neither do those of a phase that is not run. Votes that are learned and weights to start
+        from are known by the SHA-256 of their file, wherever it lies.
         """
+        idle = {
+            "both": (),
+            "affectnet": ("fer", "carry_head"),
+            "fer2013": ("affectnet", "carry_head"),
+        }[self.phases]
         known = {
             name.upper(): value
             for name, value in self.model_dump().items()
-            if name not in NO_EFFECT_ON_THE_MODEL
+            if name not in NO_EFFECT_ON_THE_MODEL and not name.startswith(idle)
         }
         files = {}
         if self.pretrained not in ("none", "imagenet"):
             files["PRETRAINED"] = self.pretrained
-        if self.ferplus_weight:
+        if self.ferplus_weight and self.phases != "affectnet":
             files["FERPLUS_VOTES"] = self.ferplus_votes
         for name, given in files.items():
             path = Path(os.path.expanduser(given))

@@ -102,13 +102,16 @@ def _refuse_missing(config: Config, missing: list[str]) -> None:
         return
     places = " and ".join(f"{name.upper()} ({getattr(config, name)})" for name in missing)
     verb = "does" if len(missing) == 1 else "do"
-    if on_kaggle():
+    defaults = Config()
+    if on_kaggle() and all(getattr(config, name) == getattr(defaults, name) for name in missing):
         wanted = []
         if "affectnet_dir" in missing:
             wanted.append("dollyprajapati182/balanced-affectnet")
         if {"fer_train_dir", "fer_test_dir"} & set(missing):
             wanted.append("msambare/fer2013")
         todo = f"attach {' and '.join(wanted)} with 'Add Input' at the right of the notebook"
+        if set(missing) == needed:
+            todo += ", or set all three folders to 'drawn'"
     else:
         nearest = "; ".join(
             f"{name.upper()}: {nearest_folder(local_path(getattr(config, name)).absolute())}"

@@ -66,8 +66,8 @@ def load_pretrained(trunk: nn.Module, norm: nn.Module, backbone: str, source: st
     if wrong:
         raise WeightsError(
             f"{path.name} does not fit this {backbone}: {len(wrong)} tensors are missing, foreign "
-            f"or of another shape, {wrong[0]} among them; give weights of the same backbone and "
-            "WIDTH, or set PRETRAINED=none."
+            f"or of another shape, {wrong[0]} among them; give weights of the same backbone, "
+            "WIDTH and INPUT_CHANNELS, or set PRETRAINED=none."
         )
     with torch.no_grad():
         for name, tensor in theirs.items():
@@ -104,9 +104,9 @@ def _imagenet_file(backbone: str) -> Path:
         torch.hub.download_url_to_file(url, str(path), _promised_hash(path), progress=False)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"the ImageNet weights {path.name} could not be downloaded ({error}): switch the "
-            "internet on, attach the file as a Kaggle dataset, name a local copy as PRETRAINED, or "
-            "set PRETRAINED=none."
+            f"the ImageNet weights {path.name} could not be downloaded from {url} ({error}): "
+            "switch the internet on, attach the file as a Kaggle dataset, name a local copy as "
+            "PRETRAINED, or set PRETRAINED=none."
         ) from None
     return path
 

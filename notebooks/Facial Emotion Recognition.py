@@ -19,7 +19,7 @@
 # - *Kaggle*: attach both datasets, choose GPU T4 ×2, press *Run all*.
 # - *Your own machine*:
 #   `papermill "Facial Emotion Recognition.ipynb" out.ipynb -f params/local.yaml`.
-# - *No data at hand*: just run it. It then draws its own faces and says so loudly.
+# - *No data at hand*: off Kaggle just run it. It then draws its own faces and says so loudly.
 # - *To change something*: edit the parameters below, or give papermill another file of them.
 
 # %% [markdown]
@@ -183,7 +183,7 @@ from fer_helpers.layouts import canonical_emotion, local_path
 
 # %%
 from fer_helpers.model_card import model_card
-from fer_helpers.models import build_model, check_architecture, describe, swap_head
+from fer_helpers.models import build_model, describe, swap_head
 from fer_helpers.prediction import predict_faces, predict_single_image, upload_widget
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.protocol import (
@@ -199,12 +199,13 @@ from fer_helpers.watching import events_folder, watch_epochs
 
 # %% [markdown]
 # The parameters become one checked object: a misspelled name, a wrong type or a value out of range
-# stops here, all of them at once, and not after an hour of training.
+# stops here, all of them at once, and not after an hour of training. So do weights that cannot be
+# had, or do not fit.
 
 # %% tags=["nbval-check-output"]
 config, banner = settle_data(Config.from_notebook(globals()))
 print(banner or "Real faces.")
-check_architecture(**config.model_kwargs())
+build_model(2, **config.model_kwargs())  # a trial: the network comes with phase 1
 
 # %% [markdown]
 # Where to compute, how precisely, and where the results go. One run has one folder: parameters,

@@ -333,6 +333,18 @@ def test_fingerprint_leaves_out_what_does_not_change_the_model():
         assert Config(**{**moved, name: value}).fingerprint() != Config().fingerprint(), name
 
 
+@pytest.mark.parametrize("phases, idle, counts", [
+    ("fer2013", {"affectnet_epochs": 1, "carry_head": True}, {"fer_epochs": 1}),
+    ("affectnet", {"fer_epochs": 1, "ferplus_weight": 0.5, "ferplus_votes": "x.csv",
+                   "carry_head": True}, {"affectnet_epochs": 1}),
+    ("both", {}, {"carry_head": True}),
+])  # fmt: skip
+def test_fingerprint_leaves_out_the_phase_that_is_not_run(phases, idle, counts):
+    base = Config(phases=phases).fingerprint()
+    assert Config(phases=phases, **idle).fingerprint() == base
+    assert Config(phases=phases, **counts).fingerprint() != base
+
+
 def test_phases_look_closely_at_their_own_pace():
     recipes = Config().recipe("affectnet"), Config().recipe("fer2013")
     assert [recipe.detail_every for recipe in recipes] == [5, 3]

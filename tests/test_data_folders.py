@@ -63,7 +63,7 @@ def test_what_was_set_fits_the_demo(away):
 
 def test_the_banner_comes_before_anything_is_refused():
     script = (ROOT / "notebooks" / "Facial Emotion Recognition.py").read_text(encoding="utf-8")
-    assert script.index("print(banner") < script.index("check_architecture(**")
+    assert script.index("print(banner") < script.index("build_model(2, **")
 
 
 def test_no_data_and_no_demo_file(away, monkeypatch):
@@ -89,7 +89,12 @@ def test_missing_data_on_kaggle_names_what_to_attach(on_kaggle, monkeypatch):
     with pytest.raises(ConfigError) as caught:
         settle_data(Config())
     assert "dollyprajapati182/balanced-affectnet and msambare/fer2013" in str(caught.value)
-    assert "Add Input" in str(caught.value)
+    assert "Add Input" in str(caught.value) and "'drawn'" in str(caught.value)
+    attached = on_kaggle / "datasets" / "somebody" / "faces"
+    attached.mkdir(parents=True)
+    with pytest.raises(ConfigError) as caught:  # a path of one's own is named, not Kaggle's default
+        settle_data(Config(phases="affectnet", affectnet_dir=str(attached / "affectnett")))
+    assert str(attached) in str(caught.value) and "Add Input" not in str(caught.value)
 
 
 def test_second_form_of_kaggle_mounts_counts_as_present(on_kaggle):
