@@ -33,6 +33,7 @@ RAF_TABLES = ("train_labels.csv", "test_labels.csv", "list_patition_label.txt")
 
 # The numbers 1..7 of RAF-DB, as its own documentation gives them.
 RAF_ORDER = ("Surprise", "Fear", "Disgust", "Happy", "Sad", "Anger", "Neutral")
+_RAF_NUMBERS = "1234567"
 _RAF_NAME = re.compile(r"(train|test)_\d+(_aligned)?\.\w+$")
 _CK_NAME = re.compile(r"S\d{3}_\d{3}_\d{8}\.\w+$")
 
@@ -88,8 +89,10 @@ def recognize(folder: Path) -> Recognized | None:
         # Others have these eight classes, too (FER+), and a false name makes a set "seen".
         named = f"{folder.parent.name}/{folder.name}".lower()
         affectnet = classes == list(EMOTIONS) and "affectnet" in named
-        if len(classes) > 1 or raf:
-            name = "RAF-DB" if raf else "AffectNet" if affectnet else ""
+        # Names like train_1.png are anybody's, and other numbers may mean something else.
+        is_raf = classes == list(_RAF_NUMBERS) and raf and raf >= len(pictures) // 2
+        if len(classes) > 1:
+            name = "RAF-DB" if is_raf else "AffectNet" if affectnet else ""
             return Recognized("folders", name, folder)
     if any((folder / name).is_file() for name in FER_CSV_FILES):
         return Recognized("fer2013-csv", "FER2013", folder)
@@ -230,6 +233,8 @@ def _gather(
 
 
 def _meaning(numbers: Sequence[str], order: list[str], where: Path) -> dict[str, str]:
+    if not any(re.fullmatch(r"-?\d+(\.\d+)?", number) for number in numbers):
+        return {name: canonical_emotion(name) for name in numbers}
     if not order:
         way = "write them into the table" if where.is_file() else "rename the folders to them"
         raise DataError(
@@ -282,11 +287,15 @@ def _read_rows(table: Path, delimiter: str = ",") -> list[list[str]]:
 def _list_raf(found: Recognized, order: list[str]) -> dict[str, Listing]:
     """RAF-DB: `train_00001_aligned.jpg` and lists of `train_00001.jpg` with 1..7."""
     numbers = {}
-    for table in _raf_tables(found.root):
+    tables = _raf_tables(found.root)
+    for table in tables:
         for row in _read_rows(table, "," if table.suffix == ".csv" else " "):
             if len(row) > 1 and _RAF_NAME.match(row[0]):
                 numbers[row[0].replace("_aligned", "").rsplit(".", 1)[0]] = row[1]
-    meaning = _meaning(sorted(set(numbers.values())), order or list(RAF_ORDER), found.root)
+    values = sorted(set(numbers.values()), key=_as_number)
+    if not order and values == list(_RAF_NUMBERS):
+        order = list(RAF_ORDER)
+    meaning = _meaning(values, order, tables[0])
     every, hidden, _ = walk_files(found.root)
     pictures = [file for file in every if _RAF_NAME.match(file[0].rsplit("/", 1)[-1])]
     aligned = [file for file in pictures if "_aligned." in file[0]]
@@ -340,11 +349,7 @@ def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
                 f"{table} labels {row[path_column]} as {first} and as {label}: keep one of the rows"
             )
     values = sorted(set(labels.values()), key=_as_number)
-    if any(re.fullmatch(r"-?\d+(\.\d+)?", value) for value in values):
-        meaning = _meaning(values, order, table)
-    else:
-        meaning = {value: canonical_emotion(value) for value in values}
-
+    meaning = _meaning(values, order, table)
     folders = _split_folders(found.root)
     divided = next((name for name in columns if name in _SPLIT_COLUMNS), None)
     if divided and folders["train"] == found.root:

@@ -260,6 +260,27 @@ def test_raf_db_folders_without_lists_are_known_by_their_names(tmp_path):
     assert any("1 as Surprise" in note for note in splits.notes)
 
 
+@pytest.mark.parametrize("labels", [tuple("0123456"), tuple("12345678"), FER_FOLDERS])
+@pytest.mark.parametrize("table", [True, False])
+def test_names_like_raf_db_do_not_give_its_order(tmp_path, labels, table):
+    root, rows = tmp_path / "mine", ["image,label"]
+    for i in range(56):
+        name, label = f"train_{i:05d}.png", labels[i % len(labels)]
+        save(root / "train" / ("all" if table else label) / name, picture(i))
+        rows.append(f"{name},{label}")
+    if table:
+        (root / "train_labels.csv").write_text("\n".join(rows))
+    if labels == FER_FOLDERS:
+        splits = load(root, tmp_path / "cache", selection_size=0)
+        assert table or splits.train.dataset == "mine"
+        for i, file in enumerate(splits.train.files):
+            number = int(file[-9:-4])
+            assert splits.train.class_names[splits.train.labels[i]] == FER_CLASSES[number % 7]
+    else:
+        with pytest.raises(DataError, match=r"which emotion is each\? "):
+            load(root, tmp_path / "cache")
+
+
 def test_raf_db_with_pictures_missing_is_refused(tmp_path):
     root = write_raf(tmp_path / "raf")
     (root / "train/2/train_00001_aligned.png").unlink()
