@@ -86,8 +86,6 @@ def load_faces(
     said = f"{found.root.name} is read as {LAYOUTS[found.layout]}"
     if found.layout == "fer2013":
         folders = [split_folder(found.root, role) for role in ("train", "test")]
-        if None in folders:
-            raise DataError(f"{found.root} lacks the folder train or test: unzip FER2013 again")
         splits = load_fer2013(*folders, grey=grey is not False, **common)
     elif found.layout == "fer2013-csv":
         splits = _load_csv(found.root, Reader(found.dataset, grey=True, **common))

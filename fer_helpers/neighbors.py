@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fer_helpers.layouts import (
     EMOTIONS,
+    FER_CLASSES,
     IMAGE_SUFFIXES,
     DataError,
     Listing,
@@ -83,9 +84,12 @@ def recognize(folder: Path) -> Recognized | None:
     if _label_table(folder):
         return Recognized("labels-csv", "", folder)
     if train:
-        if any(name.startswith("Training_") for name in names):
-            return Recognized("fer2013", "FER2013", folder)
         classes = sorted(canonical_emotion(name) for name in subfolders(train))
+        # With folders of its own for PublicTest, or with Contempt (FER+), it is as any other.
+        kaggle = split_folder(folder, "test") and not split_folder(folder, "val")
+        fer_names = any(name.startswith("Training_") for name in names)
+        if kaggle and fer_names and set(classes) <= set(FER_CLASSES):
+            return Recognized("fer2013", "FER2013", folder)
         # Others have these eight classes, too (FER+), and a false name makes a set "seen".
         named = f"{folder.parent.name}/{folder.name}".lower()
         affectnet = classes == list(EMOTIONS) and "affectnet" in named

@@ -199,6 +199,26 @@ def test_the_main_layouts_are_recognized(tmp_path):
         assert a.files.tolist() == b.files.tolist() and np.array_equal(a.images(), b.images())
 
 
+def test_fer2013_in_three_folders_is_read_whole(tmp_path):
+    root = write_fer(tmp_path / "three")
+    for folder in list((root / "test").iterdir()):
+        for file in folder.glob("PublicTest_*"):
+            (root / "val" / folder.name).mkdir(parents=True, exist_ok=True)
+            file.rename(root / "val" / folder.name / file.name)
+    splits = load(root, tmp_path / "cache")
+    assert splits.notes[0] == "three is read as one folder per class"
+    assert splits.selection.split == "val" and len(splits.selection) == 14
+    assert splits.tests[0].split == "test" and len(splits.tests[0]) == 14
+    (root / "test").rename(tmp_path / "away")
+    assert load(root, tmp_path / "cache").tests[0].split == "val"
+
+
+def test_names_of_fer2013_with_an_eighth_class_are_read_as_folders(tmp_path):
+    write_fer(tmp_path / "ferplus", folders=(*FER_FOLDERS, "contempt"))
+    splits = load(tmp_path / "ferplus", tmp_path / "cache")
+    assert splits.train.dataset == "ferplus" and "Contempt" in splits.train.class_names
+
+
 def test_eight_emotions_are_named_by_the_folder_that_was_given(tmp_path):
     root = tmp_path / "affectnet-work" / "data" / "ferplus"  # what lies far above names nothing
     write_affectnet(root / "archive (3)")
