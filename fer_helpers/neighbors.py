@@ -118,7 +118,8 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _label_table(folder: Path) -> Path | None:
-    return next((folder / name for name in LABEL_TABLES if (folder / name).is_file()), None)
+    found = [e.name for e in entries(folder) if e.name.lower() in LABEL_TABLES and e.is_file()]
+    return folder / max(found, key=str.lower) if found else None
 
 
 def _raf_tables(folder: Path) -> list[Path]:

@@ -401,12 +401,13 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path):
         load(root, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "label.csv"])
+@pytest.mark.parametrize("name", ["labels.csv", "label.csv", "Labels.CSV"])
 def test_the_path_of_a_table_is_its_dataset(tmp_path, name):
     root = write_table(tmp_path / "mine")
     (root / "labels.csv").rename(root / name)
-    splits = load(root / name, tmp_path / "cache")
-    assert splits.notes[0] == "mine is read as pictures with a table of labels"
+    for path in (root / name, root):
+        splits = load(path, tmp_path / "cache")
+        assert splits.notes[0] == "mine is read as pictures with a table of labels"
 
 
 def test_a_table_of_other_paths_is_refused(tmp_path):
