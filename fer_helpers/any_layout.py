@@ -31,6 +31,7 @@ from fer_helpers.neighbors import (
     LAYOUTS,
     Recognized,
     lister,
+    own_name,
     recognize,
     subjects,
 )
@@ -83,7 +84,7 @@ def load_faces(
         "progress": progress,
     }
     found = _find_layout(local_path(path), parameter)
-    said = f"{found.root.name} is read as {LAYOUTS[found.layout]}"
+    said = f"{own_name(found.root)} is read as {LAYOUTS[found.layout]}"
     if found.layout == "fer2013":
         folders = [split_folder(found.root, role) for role in ("train", "test")]
         splits = load_fer2013(*folders, grey=grey is not False, **common)
@@ -110,7 +111,7 @@ def _find_layout(path: Path, parameter: str) -> Recognized:
             f"{'; '.join(LAYOUTS.values())}): give the folder of the dataset itself"
         )
     # By the folder that was given: the one inside may be called "archive (3)".
-    return replace(found, dataset=found.dataset or path.name)
+    return replace(found, dataset=found.dataset or own_name(path))
 
 
 def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> Splits:

@@ -22,6 +22,7 @@ from fer_helpers.layouts import (
     is_hidden,
     list_class_folders,
     make_listing,
+    readable,
     split_folder,
     subfolders,
     walk_files,
@@ -91,7 +92,7 @@ def recognize(folder: Path) -> Recognized | None:
         if kaggle and fer_names and set(classes) <= set(FER_CLASSES):
             return Recognized("fer2013", "FER2013", folder)
         # Others have these eight classes, too (FER+), and a false name makes a set "seen".
-        named = f"{folder.parent.name}/{folder.name}".lower()
+        named = f"{own_name(folder.parent)}/{own_name(folder)}".lower()
         affectnet = classes == list(EMOTIONS) and "affectnet" in named
         # Names like train_1.png are anybody's, and other numbers may mean something else.
         is_raf = classes == list(_RAF_NUMBERS) and raf and raf >= len(pictures) // 2
@@ -106,6 +107,11 @@ def recognize(folder: Path) -> Recognized | None:
             return Recognized("ckplus", "CK+48", folder)
         return Recognized("folders", "", folder)
     return None
+
+
+def own_name(path: Path) -> str:
+    """What a folder or file is called, as text; for `slug/versions/1` of kagglehub, its slug."""
+    return readable((path.parents[1] if path.parent.name == "versions" else path).name)
 
 
 def _file_names(folder: Path) -> Iterator[str]:

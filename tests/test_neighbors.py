@@ -557,6 +557,16 @@ def test_a_dataset_in_the_working_folder_has_its_name(tmp_path, monkeypatch):
     assert splits.train.dataset == "mine" and splits.notes[0].startswith("mine is read")
 
 
+def test_a_dataset_of_kagglehub_is_called_by_its_slug(tmp_path):
+    write_affectnet(tmp_path / "balanced-affectnet/versions/2")
+    splits = load(tmp_path / "balanced-affectnet/versions/2", tmp_path / "cache")
+    assert splits.train.dataset == "AffectNet"
+    root = tmp_path / "owner/some-faces/versions/1"
+    write_affectnet(root, folders=("happy", "sad"))
+    splits = load(root, tmp_path / "cache")
+    assert splits.train.dataset == "some-faces" and splits.notes[0].startswith("some-faces is read")
+
+
 def test_pictures_of_scattered_sizes_keep_their_usual_shape(tmp_path):
     for split, more in (("train", 0), ("test", 3)):
         for i in range(18):
