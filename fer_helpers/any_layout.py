@@ -23,6 +23,7 @@ from fer_helpers.layouts import (
     Listing,
     find_dataset,
     local_path,
+    readable,
     split_folder,
 )
 from fer_helpers.neighbors import (
@@ -102,7 +103,7 @@ def _find_layout(path: Path, parameter: str) -> Recognized:
     elif path.is_file() and path.suffix.lower() == ".csv":
         plain = re.sub(r"[\W_]", "", path.stem.lower())
         is_fer = "fer2013" in plain or path.name.lower() in FER_CSV_FILES
-        return Recognized("fer2013-csv", "FER2013" if is_fer else path.stem, path)
+        return Recognized("fer2013-csv", "FER2013" if is_fer else readable(path.stem), path)
     root = find_dataset(path, parameter, lambda folder: recognize(folder) is not None)
     found = recognize(root)
     if found is None:
@@ -157,9 +158,10 @@ def _all_grey(listing: Listing) -> bool:
 def _load_csv(path: Path, reader: Reader) -> Splits:
     path = csv_file(path)
     table, notes = read_table(path, reader.cache_dir, reader.progress)
-    reader.notes.extend(f"{path.name}: {note}" for note in notes)
+    name = readable(path.name)
+    reader.notes.extend(f"{name}: {note}" for note in notes)
     rows = np.arange(len(table.usages))
-    reader.judge("csv", path, [f"{path.name} row {row}" for row in rows], table.bad)
+    reader.judge("csv", path, [f"{name} row {row}" for row in rows], table.bad)
 
     def faces(split: str, usages: Sequence[str]) -> FaceSet:
         positions = np.concatenate([rows[table.usages == usage] for usage in usages])

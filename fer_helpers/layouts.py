@@ -372,7 +372,8 @@ def match_classes(
         what = f"only one class folder ({next(iter(names))})" if names else "no class folders"
         raise DataError(f"{role} in {folder} has {what}: a classifier needs at least two classes")
     usual = set(usual)
-    renamed = [f"{name} as {c}" for name, c in names.items() if name not in usual and name != c]
+    spelled = {readable(name): c for name, c in names.items()}
+    renamed = [f"{name} as {c}" for name, c in spelled.items() if name not in usual and name != c]
     notes = [f"{role}: read the class folders {', '.join(renamed)}"] if renamed else []
     return names, notes
 

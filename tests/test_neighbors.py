@@ -1,6 +1,7 @@
 """Every layout people have, recognized and read by the meaning of its labels."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -565,6 +566,19 @@ def test_a_dataset_of_kagglehub_is_called_by_its_slug(tmp_path):
     write_affectnet(root, folders=("happy", "sad"))
     splits = load(root, tmp_path / "cache")
     assert splits.train.dataset == "some-faces" and splits.notes[0].startswith("some-faces is read")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes any bytes as a name")
+def test_names_that_are_no_text_can_be_written_down(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    write_fer(tmp_path / odd, folders=(*FER_FOLDERS[1:], f"1{odd}"))
+    bad = {3: "x,1 2 3,Training"}
+    for path in (tmp_path / odd, write_csv(tmp_path / f"{odd}.csv", spoil=bad)):
+        splits = load(path, tmp_path / "cache", max_bad_share=0.1)
+        assert splits.train.dataset == r"caf\udce9"
+        for said in (splits.sentence, *splits.notes, *sum(splits.bad_files, ())):
+            assert said.encode()
+        assert not any(" as caf" in note for note in splits.notes)
 
 
 def test_pictures_of_scattered_sizes_keep_their_usual_shape(tmp_path):
