@@ -90,6 +90,13 @@ def test_fer2013_is_compared_with_the_official_counts(tmp_path):
     assert row["expected"] == "" and row["advice"] == ""
 
 
+def test_another_dataset_called_fer2013_is_not_compared_with_it(tmp_path):
+    write_affectnet(tmp_path / "FER2013", splits=("train", "test"))
+    splits = load_faces(tmp_path / "FER2013", cache_dir=tmp_path / "cache", progress=False)
+    assert splits.train.dataset == "FER2013"
+    assert finding(check_data(splits), "images in train")["expected"] == ""
+
+
 def test_a_slice_of_train_counts_as_train(flawed):
     for path in (flawed / "test").rglob("PrivateTest_*"):
         path.unlink()
