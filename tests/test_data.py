@@ -211,10 +211,16 @@ def test_max_images_is_stratified_per_split(tmp_path):
     splits = fer(tmp_path, max_images=21)
     assert splits.train.counts().tolist() == [3] * 7
     assert [len(t) for t in splits.tests] == [14, 14, 28]
+    assert "PrivateTest (14 images)" in splits.sentence
     fewer = fer(tmp_path, max_images=7)
     assert fewer.train.counts().tolist() == [1] * 7
     assert set(fewer.train.files) < set(splits.train.files)
     assert len(fewer.tests[2]) == 14
+    assert "PrivateTest (7 images)" in fewer.scored and "PublicTest (7 images)" in fewer.sentence
+    half = fer(write_fer(tmp_path / "half", public=0), max_images=7)
+    assert "PrivateTest (7 images)" in half.scored and "of 7 training images" in half.sentence
+    other = affectnet(write_affectnet(tmp_path / "other"), max_images=9)
+    assert "val (9 images)" in other.scored and len(other.tests[0]) == 9
     with pytest.raises(DataError, match="fewer than the 7 classes"):
         fer(tmp_path, max_images=3)
 
