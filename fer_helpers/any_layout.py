@@ -63,7 +63,8 @@ def load_faces(
         path: the folder of the dataset, a Kaggle mount of it, or a FER2013 CSV file.
         parameter: what `path` is called where it is wrong.
         order: class names in the order of the dataset's numbers, where labels are numbers.
-        size: reduce larger pictures to this many pixels; None keeps their size.
+        size: reduce larger pictures to this many pixels; None keeps their size. A CSV file's
+            stay 48x48 and grey.
         grey: decode to one channel; None does so if the pictures are grey.
         cache_dir: where decoded pictures are kept; None takes the user's cache folder.
         selection_size: images to hold out of train where no split is there to choose on;
@@ -166,6 +167,12 @@ def _load_csv(path: Path, reader: Reader) -> Splits:
     def faces(split: str, usages: Sequence[str]) -> FaceSet:
         positions = np.concatenate([rows[table.usages == usage] for usage in usages])
         labels = [FER_CLASSES.index(name) for name in table.emotions[positions]]
+        missing = [name for name in FER_CLASSES if name not in table.emotions[positions]]
+        if missing:
+            raise DataError(
+                f"{path}: no row of {' or '.join(usages)} with {missing[0]} can be read: download "
+                "it again, or put its pictures into one folder per emotion"
+            )
         files = [f"{table.usages[row]}/row_{row:05d}" for row in positions]
         return FaceSet(
             pixels=table.pixels,

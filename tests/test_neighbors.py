@@ -183,6 +183,14 @@ def test_a_csv_without_test_rows_is_refused(tmp_path):
         load(path, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("rows, usage", [(range(42), "Training"), (range(42, 70), "PublicTest or")])
+def test_a_csv_without_a_class_is_refused(tmp_path, rows, usage):
+    spoil = {row: "1" for row in rows if row % 7 == 4}  # Sad
+    path = write_csv(tmp_path / "mine.csv", spoil=spoil)
+    with pytest.raises(DataError, match=rf"no row of {usage}.* with Sad can be read"):
+        load(path, tmp_path / "cache", max_bad_share=0.5)
+
+
 # ---------------------------------------------------------------- the two main ones
 
 
