@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -388,3 +389,6 @@ def test_the_real_fer2013_has_the_measured_flaws(tmp_path):
         assert row["found"] == row["expected"] and not row["advice"]
     # Exactly constant are 8 of these files, and JPEG left a spread of 4 in one more.
     assert len(report.blanks) == 9
+    published = Path(__file__).parents[1] / "docs/results/fer2013-duplicates.csv"
+    written = write_duplicates(report, tmp_path / "duplicates.csv")
+    assert written.read_text(encoding="utf-8") == published.read_text(encoding="utf-8")
