@@ -23,6 +23,7 @@ from fer_helpers.layouts import (
     Listing,
     find_dataset,
     local_path,
+    readable,
     split_folder,
 )
 from fer_helpers.neighbors import (
@@ -31,6 +32,7 @@ from fer_helpers.neighbors import (
     LAYOUTS,
     Recognized,
     lister,
+    own_name,
     recognize,
     subjects,
 )
@@ -61,7 +63,8 @@ def load_faces(
         path: the folder of the dataset, a Kaggle mount of it, or a FER2013 CSV file.
         parameter: what `path` is called where it is wrong.
         order: class names in the order of the dataset's numbers, where labels are numbers.
-        size: reduce larger pictures to this many pixels; None keeps their size.
+        size: reduce larger pictures to this many pixels; None keeps their size. A CSV file's
+            stay 48x48 and grey.
         grey: decode to one channel; None does so if the pictures are grey.
         cache_dir: where decoded pictures are kept; None takes the user's cache folder.
         selection_size: images to hold out of train where no split is there to choose on;
@@ -83,11 +86,9 @@ def load_faces(
         "progress": progress,
     }
     found = _find_layout(local_path(path), parameter)
-    said = f"{found.root.name} is read as {LAYOUTS[found.layout]}"
+    said = f"{own_name(found.root)} is read as {LAYOUTS[found.layout]}"
     if found.layout == "fer2013":
         folders = [split_folder(found.root, role) for role in ("train", "test")]
-        if None in folders:
-            raise DataError(f"{found.root} lacks the folder train or test: unzip FER2013 again")
         splits = load_fer2013(*folders, grey=grey is not False, **common)
     elif found.layout == "fer2013-csv":
         splits = _load_csv(found.root, Reader(found.dataset, grey=True, **common))
@@ -103,7 +104,7 @@ def _find_layout(path: Path, parameter: str) -> Recognized:
     elif path.is_file() and path.suffix.lower() == ".csv":
         plain = re.sub(r"[\W_]", "", path.stem.lower())
         is_fer = "fer2013" in plain or path.name.lower() in FER_CSV_FILES
-        return Recognized("fer2013-csv", "FER2013" if is_fer else path.stem, path)
+        return Recognized("fer2013-csv", "FER2013" if is_fer else readable(path.stem), path)
     root = find_dataset(path, parameter, lambda folder: recognize(folder) is not None)
     found = recognize(root)
     if found is None:
@@ -112,7 +113,7 @@ def _find_layout(path: Path, parameter: str) -> Recognized:
             f"{'; '.join(LAYOUTS.values())}): give the folder of the dataset itself"
         )
     # By the folder that was given: the one inside may be called "archive (3)".
-    return replace(found, dataset=found.dataset or path.name)
+    return replace(found, dataset=found.dataset or own_name(path))
 
 
 def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> Splits:
@@ -163,13 +164,20 @@ def _all_grey(listing: Listing) -> bool:
 def _load_csv(path: Path, reader: Reader) -> Splits:
     path = csv_file(path)
     table, notes = read_table(path, reader.cache_dir, reader.progress)
-    reader.notes.extend(f"{path.name}: {note}" for note in notes)
+    name = readable(path.name)
+    reader.notes.extend(f"{name}: {note}" for note in notes)
     rows = np.arange(len(table.usages))
-    reader.judge("csv", path, [f"{path.name} row {row}" for row in rows], table.bad)
+    reader.judge("csv", path, [f"{name} row {row}" for row in rows], table.bad)
 
     def faces(split: str, usages: Sequence[str]) -> FaceSet:
         positions = np.concatenate([rows[table.usages == usage] for usage in usages])
         labels = [FER_CLASSES.index(name) for name in table.emotions[positions]]
+        missing = [name for name in FER_CLASSES if name not in table.emotions[positions]]
+        if missing:
+            raise DataError(
+                f"{path}: no row of {' or '.join(usages)} with {missing[0]} can be read: download "
+                "it again, or put its pictures into one folder per emotion"
+            )
         files = [f"{table.usages[row]}/row_{row:05d}" for row in positions]
         return FaceSet(
             pixels=table.pixels,

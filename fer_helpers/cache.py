@@ -109,14 +109,14 @@ def _clear_old(folder: Path) -> None:
     """Throw away entries that nobody opened for long: of older formats, of folders that changed.
 
     Only what has an entry's name and holds pixels is touched; what a killed run has left half
-    written, when nothing was written there for a day.
+    written, when nothing was written there for an hour.
     """
     for pixels in folder.glob("*/pixels.npy"):
         entry = pixels.parent
         name = re.fullmatch(r"[0-9a-f]{32}(\..+)?", entry.name)
         if name is None:
             continue
-        newest, days = (pixels, 1) if name[1] else (entry, KEEP_DAYS)
+        newest, days = (pixels, 1 / 24) if name[1] else (entry, KEEP_DAYS)
         with contextlib.suppress(OSError):  # another run clears it, too
             if newest.stat().st_mtime < time.time() - days * 86_400:
                 shutil.rmtree(entry, ignore_errors=True)

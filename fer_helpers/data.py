@@ -207,7 +207,7 @@ def divide_fer(
     reader.notes.extend(_compare_with_official(train, halves))
     if len(halves) == 1:
         name, positions = next(iter(halves.items()))
-        sentence = f"{reader.dataset}: {name} ({len(test):,} images) is the test set."
+        sentence = f"{reader.dataset}: {name} ({reader.used(test)} images) is the test set."
         if name == "test":
             reader.notes.append(
                 "test: the names carry no PublicTest_ or PrivateTest_ prefix, so the official "
@@ -217,7 +217,7 @@ def divide_fer(
         return reader.divide(train, None, [only], sentence)
     public = as_test(test.take(halves["PublicTest"]), hashes, "PublicTest", _SELECTED)
     private = as_test(test.take(halves["PrivateTest"]), hashes, "PrivateTest")
-    sentence = f"{reader.dataset}: PrivateTest ({len(private):,} images) is scored once."
+    sentence = f"{reader.dataset}: PrivateTest ({reader.used(private)} images) is scored once."
     chosen = public.take(slice(None), as_type=FaceSet)
     splits = reader.divide(train, chosen, [private, public], sentence)
     return replace(splits, tests=(*splits.tests, _pool(test, splits.tests)))

@@ -146,7 +146,9 @@ def _by_split(faces: pd.DataFrame, order: list[str]) -> str:
 
 
 def _count_findings(splits: Splits, counts: pd.DataFrame) -> list[tuple]:
-    official = splits.train.dataset == "FER2013" and splits.train.origin == "real"
+    # A folder may be called so and have other classes.
+    named = splits.train.dataset == "FER2013" and splits.train.class_names == FER_CLASSES
+    official = named and splits.train.origin == "real"
     rows = []
     for split, column in counts.items():
         found, expected, advice = f"{column.sum():,}", "", ""

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fer_helpers.cache import FORMAT, cached
-from fer_helpers.layouts import DataError
+from fer_helpers.layouts import DataError, readable
 from fer_helpers.neighbors import FER_CSV_FILES
 
 # The numbers 0..6 of the competition; not alphabetical.
@@ -177,7 +177,7 @@ def _cache_key(path: Path) -> str:
 def _decode(path: Path, pixels_file: IO[bytes], progress: bool | None) -> dict:
     """Write the pixels of every row to an open file; return the other fields of `FerTable`."""
     before = _cache_key(path)
-    content = hashlib.sha256(path.name.encode() + b"\0")
+    content = hashlib.sha256(readable(path.name).encode() + b"\0")
     lines = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

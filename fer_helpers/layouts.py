@@ -50,7 +50,7 @@ IMAGE_SUFFIXES = frozenset(
         *("pgm", "png", "ppm", "tif", "tiff", "webp"),
     )
 )
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin"}
+_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "lost+found"}
 
 
 class DataError(ValueError):
@@ -185,7 +185,8 @@ def find_dataset(
         listing then says what it lacks).
 
     Raises:
-        DataError: nothing is there; names the parameter, the paths tried and the nearest folder.
+        DataError: nothing is there (names the parameter, the paths tried and the nearest folder),
+            or a folder may not be read and nothing else is accepted.
     """
     if not str(path).strip():
         raise DataError(f"{parameter} is empty: set it to the folder of the dataset")
@@ -196,10 +197,17 @@ def find_dataset(
         raise DataError(f"{parameter} is the file {path}: {advice}; give the folder")
     tried = list(dict.fromkeys(_candidates(path)))
     for candidate in tried:
-        with contextlib.suppress(OSError):  # one that may not be read, such as lost+found
+        with contextlib.suppress(OSError):  # one that may not be read
             if candidate.is_dir() and accepts(candidate):
                 return candidate
     if os.path.isdir(path):
+        try:
+            accepts(path)
+        except OSError as error:
+            raise DataError(
+                f"{parameter}: {error.filename} cannot be listed ({error.strerror}): make it "
+                "readable for you, or move it out"
+            ) from error
         return path
     where = "attach the dataset" + (f" {attach!r}" if attach else "") + f" or set {parameter}"
     hint = where if _below_kaggle(path) else f"set {parameter} to the folder of the dataset"
@@ -372,7 +380,8 @@ def match_classes(
         what = f"only one class folder ({next(iter(names))})" if names else "no class folders"
         raise DataError(f"{role} in {folder} has {what}: a classifier needs at least two classes")
     usual = set(usual)
-    renamed = [f"{name} as {c}" for name, c in names.items() if name not in usual and name != c]
+    spelled = {readable(name): c for name, c in names.items()}
+    renamed = [f"{name} as {c}" for name, c in spelled.items() if name not in usual and name != c]
     notes = [f"{role}: read the class folders {', '.join(renamed)}"] if renamed else []
     return names, notes
 

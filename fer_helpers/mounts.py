@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from fer_helpers.layouts import SPLIT_FOLDERS
+
 KAGGLE_INPUT = Path("/kaggle/input")
-SPLITS = {"train", "val", "valid", "test"}
+SPLITS = {name for names in SPLIT_FOLDERS.values() for name in names}
 
 
 def attached_files(name: str) -> Iterator[Path]:
@@ -25,6 +27,8 @@ def attached_files(name: str) -> Iterator[Path]:
             name
             for name in folders
             if not name.startswith(".")
-            and (name not in SPLITS or os.path.exists(os.path.join(folder, name, "run.json")))
+            and (
+                name.lower() not in SPLITS or os.path.exists(os.path.join(folder, name, "run.json"))
+            )
         )
         yield from (Path(folder, file) for file in sorted(files) if wanted.fullmatch(file))

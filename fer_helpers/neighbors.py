@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fer_helpers.layouts import (
     EMOTIONS,
+    FER_CLASSES,
     IMAGE_SUFFIXES,
     DataError,
     Listing,
@@ -21,6 +22,7 @@ from fer_helpers.layouts import (
     is_hidden,
     list_class_folders,
     make_listing,
+    readable,
     split_folder,
     subfolders,
     walk_files,
@@ -33,6 +35,7 @@ RAF_TABLES = ("train_labels.csv", "test_labels.csv", "list_patition_label.txt")
 
 # The numbers 1..7 of RAF-DB, as its own documentation gives them.
 RAF_ORDER = ("Surprise", "Fear", "Disgust", "Happy", "Sad", "Anger", "Neutral")
+_RAF_NUMBERS = "1234567"
 _RAF_NAME = re.compile(r"(train|test)_\d+(_aligned)?\.\w+$")
 _CK_NAME = re.compile(r"S\d{3}_\d{3}_\d{8}\.\w+$")
 
@@ -82,14 +85,19 @@ def recognize(folder: Path) -> Recognized | None:
     if _label_table(folder):
         return Recognized("labels-csv", "", folder)
     if train:
-        if any(name.startswith("Training_") for name in names):
-            return Recognized("fer2013", "FER2013", folder)
         classes = sorted(canonical_emotion(name) for name in subfolders(train))
+        # With folders of its own for PublicTest, or with Contempt (FER+), it is as any other.
+        kaggle = split_folder(folder, "test") and not split_folder(folder, "val")
+        fer_names = any(name.startswith("Training_") for name in names)
+        if kaggle and fer_names and set(classes) <= set(FER_CLASSES):
+            return Recognized("fer2013", "FER2013", folder)
         # Others have these eight classes, too (FER+), and a false name makes a set "seen".
-        named = f"{folder.parent.name}/{folder.name}".lower()
+        named = f"{own_name(folder.parent)}/{own_name(folder)}".lower()
         affectnet = classes == list(EMOTIONS) and "affectnet" in named
-        if len(classes) > 1 or raf:
-            name = "RAF-DB" if raf else "AffectNet" if affectnet else ""
+        # Names like train_1.png are anybody's, and other numbers may mean something else.
+        is_raf = classes == list(_RAF_NUMBERS) and raf and raf >= len(pictures) // 2
+        if len(classes) > 1:
+            name = "RAF-DB" if is_raf else "AffectNet" if affectnet else ""
             return Recognized("folders", name, folder)
     if any((folder / name).is_file() for name in FER_CSV_FILES):
         return Recognized("fer2013-csv", "FER2013", folder)
@@ -99,6 +107,11 @@ def recognize(folder: Path) -> Recognized | None:
             return Recognized("ckplus", "CK+48", folder)
         return Recognized("folders", "", folder)
     return None
+
+
+def own_name(path: Path) -> str:
+    """What a folder or file is called, as text; for `slug/versions/1` of kagglehub, its slug."""
+    return readable((path.parents[1] if path.parent.name == "versions" else path).name)
 
 
 def _file_names(folder: Path) -> Iterator[str]:
@@ -111,7 +124,8 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _label_table(folder: Path) -> Path | None:
-    return next((folder / name for name in LABEL_TABLES if (folder / name).is_file()), None)
+    found = [e.name for e in entries(folder) if e.name.lower() in LABEL_TABLES and e.is_file()]
+    return folder / max(found, key=str.lower) if found else None
 
 
 def _raf_tables(folder: Path) -> list[Path]:
@@ -230,6 +244,8 @@ def _gather(
 
 
 def _meaning(numbers: Sequence[str], order: list[str], where: Path) -> dict[str, str]:
+    if not any(re.fullmatch(r"-?\d+(\.\d+)?", number) for number in numbers):
+        return {name: canonical_emotion(name) for name in numbers}
     if not order:
         way = "write them into the table" if where.is_file() else "rename the folders to them"
         raise DataError(
@@ -282,11 +298,15 @@ def _read_rows(table: Path, delimiter: str = ",") -> list[list[str]]:
 def _list_raf(found: Recognized, order: list[str]) -> dict[str, Listing]:
     """RAF-DB: `train_00001_aligned.jpg` and lists of `train_00001.jpg` with 1..7."""
     numbers = {}
-    for table in _raf_tables(found.root):
+    tables = _raf_tables(found.root)
+    for table in tables:
         for row in _read_rows(table, "," if table.suffix == ".csv" else " "):
             if len(row) > 1 and _RAF_NAME.match(row[0]):
                 numbers[row[0].replace("_aligned", "").rsplit(".", 1)[0]] = row[1]
-    meaning = _meaning(sorted(set(numbers.values())), order or list(RAF_ORDER), found.root)
+    values = sorted(set(numbers.values()), key=_as_number)
+    if not order and values == list(_RAF_NUMBERS):
+        order = list(RAF_ORDER)
+    meaning = _meaning(values, order, tables[0])
     every, hidden, _ = walk_files(found.root)
     pictures = [file for file in every if _RAF_NAME.match(file[0].rsplit("/", 1)[-1])]
     aligned = [file for file in pictures if "_aligned." in file[0]]
@@ -340,11 +360,7 @@ def _list_table(found: Recognized, order: list[str]) -> dict[str, Listing]:
                 f"{table} labels {row[path_column]} as {first} and as {label}: keep one of the rows"
             )
     values = sorted(set(labels.values()), key=_as_number)
-    if any(re.fullmatch(r"-?\d+(\.\d+)?", value) for value in values):
-        meaning = _meaning(values, order, table)
-    else:
-        meaning = {value: canonical_emotion(value) for value in values}
-
+    meaning = _meaning(values, order, table)
     folders = _split_folders(found.root)
     divided = next((name for name in columns if name in _SPLIT_COLUMNS), None)
     if divided and folders["train"] == found.root:

@@ -130,14 +130,14 @@ class Reader:
         """
         scored = sentence
         if selection is not None:
-            sentence += f" Choices are made on {selection.split} ({len(selection):,} images)."
+            sentence += f" Choices are made on {selection.split} ({self.used(selection)} images)."
         elif self.selection_size == 0:
             sentence += " Nothing is chosen: all training images are trained on (SELECTION_SIZE 0)."
         else:
             train, selection = self._cut_selection(train, groups)
             sentence += (
-                f" Choices are made on a stratified slice of {len(selection):,} training images; "
-                f"{'twins' if groups is None else 'people'} stay on one side."
+                f" Choices are made on a stratified slice of {self.used(selection)} training "
+                f"images; {'twins' if groups is None else 'people'} stay on one side."
             )
         contents = [faces.content_hash for faces in (train, *tests)]
         if selection is not None and selection.content_hash not in contents:
@@ -162,6 +162,10 @@ class Reader:
             scored=scored,
         )
 
+    def used(self, faces: FaceSet) -> str:
+        """How many of the faces MAX_IMAGES leaves, as a sentence writes it."""
+        return f"{min(len(faces), self.max_images or len(faces)):,}"
+
     def _cut_selection(self, train: FaceSet, groups) -> tuple[FaceSet, FaceSet]:
         size = min(self.selection_size, len(train) // 5)
         if size < self.selection_size:
@@ -178,7 +182,7 @@ class Reader:
         train, val, test = sets["train"], sets.get("val"), sets.get("test")
         scored = val if test is None else test
         headline = as_test(scored, train.pixel_hashes)
-        sentence = f"{self.dataset}: {scored.split} ({len(scored):,} images) is scored."
+        sentence = f"{self.dataset}: {scored.split} ({self.used(scored)} images) is scored."
         return self.divide(train, val if test is not None else None, [headline], sentence)
 
 

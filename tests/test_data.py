@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fer_helpers import layouts, reading
+from fer_helpers.any_layout import load_faces
 from fer_helpers.data import (
     FER_CLASSES,
     DataError,
@@ -210,10 +211,16 @@ def test_max_images_is_stratified_per_split(tmp_path):
     splits = fer(tmp_path, max_images=21)
     assert splits.train.counts().tolist() == [3] * 7
     assert [len(t) for t in splits.tests] == [14, 14, 28]
+    assert "PrivateTest (14 images)" in splits.sentence
     fewer = fer(tmp_path, max_images=7)
     assert fewer.train.counts().tolist() == [1] * 7
     assert set(fewer.train.files) < set(splits.train.files)
     assert len(fewer.tests[2]) == 14
+    assert "PrivateTest (7 images)" in fewer.scored and "PublicTest (7 images)" in fewer.sentence
+    half = fer(write_fer(tmp_path / "half", public=0), max_images=7)
+    assert "PrivateTest (7 images)" in half.scored and "of 7 training images" in half.sentence
+    other = affectnet(write_affectnet(tmp_path / "other"), max_images=9)
+    assert "val (9 images)" in other.scored and len(other.tests[0]) == 9
     with pytest.raises(DataError, match="fewer than the 7 classes"):
         fer(tmp_path, max_images=3)
 
@@ -406,36 +413,50 @@ def test_hidden_files_are_ignored_and_counted(tmp_path):
     assert "train: 1 files beside the class folders ignored" in splits.notes
 
 
-def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
-    save(write_fer(tmp_path) / "train/sad/inner/Training_1.png", picture(7))
-    scan = os.scandir
+@pytest.fixture
+def denied(monkeypatch):
+    """Names of folders that may not be listed."""
+    names, scan = set(), os.scandir
 
     def deny(path):
-        if Path(path).name == "inner":
+        if Path(path).name in names:
             raise PermissionError(13, "Permission denied", str(path))
         return scan(path)
 
     monkeypatch.setattr(layouts.os, "scandir", deny)
+    return names
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, denied):
+    save(write_fer(tmp_path) / "train/sad/inner/Training_1.png", picture(7))
+    denied.add("inner")
     with pytest.raises(DataError, match=r"inner cannot be listed \(Permission denied\): make it"):
         fer(tmp_path)
 
 
-def test_a_folder_beside_the_dataset_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+def test_a_folder_beside_the_dataset_that_may_not_be_read_is_passed_over(tmp_path, denied):
     write_affectnet(tmp_path / "zaff")
-    (tmp_path / "lost+found").mkdir()
-    scan = os.scandir
-
-    def deny(path):
-        if Path(path).name in denied:
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(layouts.os, "scandir", deny)
-    denied = {"lost+found"}
+    (tmp_path / "closed").mkdir()
+    denied.add("closed")
     assert len(affectnet(tmp_path).train) == 54
-    denied = {"train"}
+    denied.add("train")
     with pytest.raises(DataError, match="cannot be listed"):
         affectnet(tmp_path / "zaff")
+    denied.add("zaff")
+    with pytest.raises(DataError, match=r"AFFECTNET_DIR: .*zaff cannot be listed \(Permission"):
+        affectnet(tmp_path / "zaff")
+
+
+def test_class_folders_at_the_root_of_a_disk_are_read(tmp_path, denied):
+    for i in range(20):
+        save(tmp_path / ("happy", "sad")[i % 2] / f"{i}.png", picture(i))
+    (tmp_path / "lost+found").mkdir()
+    denied.add("lost+found")
+    keywords = {"cache_dir": tmp_path / ".cache", "progress": False}
+    assert load_faces(tmp_path, **keywords).train.class_names == ("Happy", "Sad")
+    denied.add("sad")
+    with pytest.raises(DataError, match=r"sad cannot be listed \(Permission denied\): make it"):
+        load_faces(tmp_path, **keywords)
 
 
 def test_names_with_spaces_and_accents(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,13 @@ def test_fer2013_is_compared_with_the_official_counts(tmp_path):
     write_fer(tmp_path / "fer2013")
     row = finding(check_data(load(tmp_path / "fer2013")), "images in PrivateTest")
     assert row["expected"] == "" and row["advice"] == ""
+
+
+def test_another_dataset_called_fer2013_is_not_compared_with_it(tmp_path):
+    write_affectnet(tmp_path / "FER2013", splits=("train", "test"))
+    splits = load_faces(tmp_path / "FER2013", cache_dir=tmp_path / "cache", progress=False)
+    assert splits.train.dataset == "FER2013"
+    assert finding(check_data(splits), "images in train")["expected"] == ""
 
 
 def test_a_slice_of_train_counts_as_train(flawed):
@@ -381,3 +389,6 @@ def test_the_real_fer2013_has_the_measured_flaws(tmp_path):
         assert row["found"] == row["expected"] and not row["advice"]
     # Exactly constant are 8 of these files, and JPEG left a spread of 4 in one more.
     assert len(report.blanks) == 9
+    published = Path(__file__).parents[1] / "docs/results/fer2013-duplicates.csv"
+    written = write_duplicates(report, tmp_path / "duplicates.csv")
+    assert written.read_text(encoding="utf-8") == published.read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Every layout people have, recognized and read by the meaning of its labels."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -182,6 +183,14 @@ def test_a_csv_without_test_rows_is_refused(tmp_path):
         load(path, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("rows, usage", [(range(42), "Training"), (range(42, 70), "PublicTest or")])
+def test_a_csv_without_a_class_is_refused(tmp_path, rows, usage):
+    spoil = {row: "1" for row in rows if row % 7 == 4}  # Sad
+    path = write_csv(tmp_path / "mine.csv", spoil=spoil)
+    with pytest.raises(DataError, match=rf"no row of {usage}.* with Sad can be read"):
+        load(path, tmp_path / "cache", max_bad_share=0.5)
+
+
 # ---------------------------------------------------------------- the two main ones
 
 
@@ -197,6 +206,26 @@ def test_the_main_layouts_are_recognized(tmp_path):
     for a, b in ((splits.train, alone.train), (splits.tests[0], alone.tests[0])):
         assert a.dataset == b.dataset == "AffectNet" and a.content_hash == b.content_hash
         assert a.files.tolist() == b.files.tolist() and np.array_equal(a.images(), b.images())
+
+
+def test_fer2013_in_three_folders_is_read_whole(tmp_path):
+    root = write_fer(tmp_path / "three")
+    for folder in list((root / "test").iterdir()):
+        for file in folder.glob("PublicTest_*"):
+            (root / "val" / folder.name).mkdir(parents=True, exist_ok=True)
+            file.rename(root / "val" / folder.name / file.name)
+    splits = load(root, tmp_path / "cache")
+    assert splits.notes[0] == "three is read as one folder per class"
+    assert splits.selection.split == "val" and len(splits.selection) == 14
+    assert splits.tests[0].split == "test" and len(splits.tests[0]) == 14
+    (root / "test").rename(tmp_path / "away")
+    assert load(root, tmp_path / "cache").tests[0].split == "val"
+
+
+def test_names_of_fer2013_with_an_eighth_class_are_read_as_folders(tmp_path):
+    write_fer(tmp_path / "ferplus", folders=(*FER_FOLDERS, "contempt"))
+    splits = load(tmp_path / "ferplus", tmp_path / "cache")
+    assert splits.train.dataset == "ferplus" and "Contempt" in splits.train.class_names
 
 
 def test_eight_emotions_are_named_by_the_folder_that_was_given(tmp_path):
@@ -258,6 +287,27 @@ def test_raf_db_folders_without_lists_are_known_by_their_names(tmp_path):
     splits = load(root, tmp_path / "cache")
     assert splits.train.dataset == "RAF-DB" and set(splits.train.class_names) == set(RAF)
     assert any("1 as Surprise" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize("labels", [tuple("0123456"), tuple("12345678"), FER_FOLDERS])
+@pytest.mark.parametrize("table", [True, False])
+def test_names_like_raf_db_do_not_give_its_order(tmp_path, labels, table):
+    root, rows = tmp_path / "mine", ["image,label"]
+    for i in range(56):
+        name, label = f"train_{i:05d}.png", labels[i % len(labels)]
+        save(root / "train" / ("all" if table else label) / name, picture(i))
+        rows.append(f"{name},{label}")
+    if table:
+        (root / "train_labels.csv").write_text("\n".join(rows))
+    if labels == FER_FOLDERS:
+        splits = load(root, tmp_path / "cache", selection_size=0)
+        assert table or splits.train.dataset == "mine"
+        for i, file in enumerate(splits.train.files):
+            number = int(file[-9:-4])
+            assert splits.train.class_names[splits.train.labels[i]] == FER_CLASSES[number % 7]
+    else:
+        with pytest.raises(DataError, match=r"which emotion is each\? "):
+            load(root, tmp_path / "cache")
 
 
 def test_raf_db_with_pictures_missing_is_refused(tmp_path):
@@ -361,12 +411,13 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path):
         load(root, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "label.csv"])
+@pytest.mark.parametrize("name", ["labels.csv", "label.csv", "Labels.CSV"])
 def test_the_path_of_a_table_is_its_dataset(tmp_path, name):
     root = write_table(tmp_path / "mine")
     (root / "labels.csv").rename(root / name)
-    splits = load(root / name, tmp_path / "cache")
-    assert splits.notes[0] == "mine is read as pictures with a table of labels"
+    for path in (root / name, root):
+        splits = load(path, tmp_path / "cache")
+        assert splits.notes[0] == "mine is read as pictures with a table of labels"
 
 
 def test_a_table_of_other_paths_is_refused(tmp_path):
@@ -514,6 +565,29 @@ def test_a_dataset_in_the_working_folder_has_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "mine")
     splits = load(".", tmp_path / "cache")
     assert splits.train.dataset == "mine" and splits.notes[0].startswith("mine is read")
+
+
+def test_a_dataset_of_kagglehub_is_called_by_its_slug(tmp_path):
+    write_affectnet(tmp_path / "balanced-affectnet/versions/2")
+    splits = load(tmp_path / "balanced-affectnet/versions/2", tmp_path / "cache")
+    assert splits.train.dataset == "AffectNet"
+    root = tmp_path / "owner/some-faces/versions/1"
+    write_affectnet(root, folders=("happy", "sad"))
+    splits = load(root, tmp_path / "cache")
+    assert splits.train.dataset == "some-faces" and splits.notes[0].startswith("some-faces is read")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes any bytes as a name")
+def test_names_that_are_no_text_can_be_written_down(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    write_fer(tmp_path / odd, folders=(*FER_FOLDERS[1:], f"1{odd}"))
+    bad = {3: "x,1 2 3,Training"}
+    for path in (tmp_path / odd, write_csv(tmp_path / f"{odd}.csv", spoil=bad)):
+        splits = load(path, tmp_path / "cache", max_bad_share=0.1)
+        assert splits.train.dataset == r"caf\udce9"
+        for said in (splits.sentence, *splits.notes, *sum(splits.bad_files, ())):
+            assert said.encode()
+        assert not any(" as caf" in note for note in splits.notes)
 
 
 def test_pictures_of_scattered_sizes_keep_their_usual_shape(tmp_path):

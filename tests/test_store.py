@@ -300,10 +300,11 @@ def test_entries_that_nobody_opened_for_long_are_cleared_away(tmp_path):
         (folder / ("notes.txt" if folder == foreign else "pixels.npy")).touch()
     for folder in entries(cache):
         os.utime(folder, (1e9, 1e9))
-    os.utime(half / "pixels.npy", (1e9, 1e9))
+    os.utime(half / "pixels.npy", (time.time() - 2 * 3600,) * 2)
     writing = cache / ("3" * 32 + ".y8")  # by another run, begun long ago
     writing.mkdir()
     (writing / "pixels.npy").touch()
+    os.utime(writing / "pixels.npy", (time.time() - 1800,) * 2)
     os.utime(writing, (1e9, 1e9))
     open_folder(root, cache)  # opened, nothing written: nothing cleared
     assert entries(cache) == sorted([used, unused, half, writing, foreign, named])
