@@ -170,7 +170,9 @@ def expanded(names: Sequence[str]) -> list[str]:
     """
     found = []
     for name in names:
-        files = [] if os.path.exists(name) else sorted(glob.glob(name))
+        # Brackets are taken as they are: on Windows they belong to names, not to wildcards.
+        pattern = name.replace("[", "[[]")
+        files = [] if os.path.exists(name) else sorted(glob.glob(pattern))
         found += files or [name]
     return found
 

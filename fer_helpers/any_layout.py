@@ -71,7 +71,7 @@ def load_faces(
             0 holds out none.
         max_images: use at most this many images of each split, stratified; 0 uses all.
         max_bad_share: share of unreadable files (0..1) up to which they are skipped.
-        progress: show a progress bar while decoding; None shows it on a terminal only.
+        progress: show a progress bar while decoding; None shows it to whoever watches.
 
     Raises:
         DataError: nothing known is there, labels are numbers of unknown meaning, or anything

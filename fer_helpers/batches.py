@@ -25,6 +25,7 @@ from fer_helpers.classifier import (
 from fer_helpers.detectors import Detector, DetectorError, shared_detector
 from fer_helpers.faces import crop_face, find_faces
 from fer_helpers.files import replace_file
+from fer_helpers.front_end import watched
 from fer_helpers.layouts import local_path
 from fer_helpers.pictures import ImageError
 from fer_helpers.sources import named_sources, read_image
@@ -129,7 +130,7 @@ def predict_images(
     - `batch_size`: faces per forward pass;
     - `annotate_to`: folder for copies of the pictures with boxes and labels, not one that holds the
       pictures (below one, it is passed over); no file that is there is replaced; None writes none;
-    - `progress`: show a bar where the output is a terminal.
+    - `progress`: show a bar in a terminal or an open notebook.
 
     Returns:
         One row per face, pictures in the order given, faces of a picture largest first. Columns:
@@ -185,9 +186,8 @@ def predict_images(
             rows.extend(found)
         waiting.clear()
 
-    for name, source in tqdm(
-        named, unit="picture", disable=None if progress else True, leave=False
-    ):
+    hidden = not (progress and watched())
+    for name, source in tqdm(named, unit="picture", disable=hidden, leave=False):
         picture = Picture(name)
         waiting.append(picture)
         try:
@@ -199,8 +199,10 @@ def predict_images(
         else:
             cut_faces(picture, classifier, crop, detector)
         # What waits is bounded in faces and in pixels: photos of 12 megapixels add up quickly.
+        # And in number, as all that waits is counted each time.
         pixels = sum(w.image.width * w.image.height for w in waiting if w.image)
-        if sum(len(w.crops) for w in waiting) >= batch_size or pixels > 30_000_000:
+        faces = sum(len(w.crops) for w in waiting)
+        if faces >= batch_size or pixels > 30_000_000 or len(waiting) >= 256:
             flush()
     flush()
     return _table(rows, classifier.class_names)
@@ -231,10 +233,8 @@ def _table(rows: list[dict[str, Any]], class_names: Sequence[str]) -> pd.DataFra
 
 def _save_annotated(picture: Picture, answers: Sequence[Prediction], folder: Path) -> str:
     """Write the annotated copy under a free name, and say which if it is not the picture's own."""
-    stem = (
-        re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(picture.name).stem).strip(". ")[-50:]
-        or "picture"
-    )
+    stem = re.sub(r'[\\/:*?"<>|\x00-\x1f]', "_", Path(picture.name).stem[-50:])
+    stem = stem.strip(". ") or "picture"  # last, as a dot at the front would hide the copy
     path, number = folder / f"{stem}.jpg", 1
     while path.exists():
         number += 1

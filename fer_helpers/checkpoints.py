@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,7 +187,7 @@ def load_model(
                 "the path of a model file."
             )
     path = local_path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # `Path.is_dir` raises where a name is too long, or closed to us
         path = _in_folder(path)
     about = _read_about(path)
     try:
@@ -215,11 +216,17 @@ def load_model(
         ) from None
     try:
         model = build_model(**architecture)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # the last: no such memory
         raise CheckpointError(
             f"{path} holds a network that this version does not build ({error}): train it again, "
             "or name another model file."
         ) from None
+    channels = model.architecture["channels"]
+    if preprocess.channels != channels:
+        raise CheckpointError(
+            f"{path} prepares pictures of {preprocess.channels} channel(s) for a network of "
+            f"{channels}: the file was put together wrongly, save it again."
+        )
     weights = {
         name: value.float() if value.is_floating_point() else value
         for name, value in load_file(path).items()
@@ -246,7 +253,7 @@ def load_model(
 
 
 def _read_about(path: Path) -> dict[str, Any]:
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"There is no model file at {path}: check the path.")
     try:
         with safe_open(path, framework="pt") as file:

@@ -56,7 +56,7 @@ class Classifier:
     preprocess: Callable[[Any], torch.Tensor]
     class_names: tuple[str, ...]
     temperature: float = 1.0
-    min_confidence: float = 0.0
+    min_confidence: float = MIN_CONFIDENCE
     note: str = ""
     shift: tuple[float, ...] = ()
     path: Path | None = None
@@ -210,7 +210,8 @@ def load_classifier(
 
     Raises:
         PredictionError: a bare module without transform or class names, class names that are no
-            list of different names, or a model that carries no balanced operating point.
+            list of different names, a model that carries no balanced operating point, or one whose
+            temperatures or thresholds are no numbers.
         CheckpointError: no such checkpoint, one that cannot be used, or none at all.
         ExportError: no such ONNX file, one that is not of this project, or a missing package.
     """
@@ -234,7 +235,7 @@ def load_classifier(
     if class_names is not None:
         class_names = _checked_names(class_names)
     elif whole:
-        class_names = given.class_names
+        class_names = _checked_names(given.class_names)
     if transform is None or class_names is None:
         missing = "transform" if transform is None else "class_names"
         raise PredictionError(
@@ -245,34 +246,40 @@ def load_classifier(
     if margin is None:
         margin = _margin(given.class_names if whole else class_names)
     extra = getattr(given, "extra", None) or {}
+    path = getattr(given, "path", None)
     by_views = {}
-    if temperature is None:
-        temperature = float(getattr(given, "temperature", 1.0))
-        by_views = getattr(given, "temperatures", None) or extra.get("temperatures") or {}
+    shift = tuple(getattr(given, "shift", ()))
+    least = getattr(given, "min_confidence", None)
+    try:  # a file may say anything of itself
+        if temperature is None:
+            temperature = float(getattr(given, "temperature", 1.0))
+            named = getattr(given, "temperatures", None) or extra.get("temperatures") or {}
+            by_views = {views: float(value) for views, value in named.items()}
+        least = float(extra.get("min_confidence", MIN_CONFIDENCE) if least is None else least)
+        if balanced and not shift:
+            shift = tuple(map(float, extra.get("balanced_shift") or ()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PredictionError(
+            f"What {path or 'the model'} says of its temperatures, min_confidence or "
+            f"balanced_shift is not understood ({error}): save it again with this version."
+        ) from None
     for value in (temperature, *by_views.values()):
         if not 0 < value < math.inf:
             raise PredictionError(f"temperature is {value:g}: give a number above 0.")
-    least = getattr(given, "min_confidence", None)
-    if least is None:
-        least = extra.get("min_confidence", MIN_CONFIDENCE)
-    shift = tuple(getattr(given, "shift", ()))
-    if balanced and not shift:
-        shift = tuple(extra.get("balanced_shift") or ())
-        if len(shift) != len(class_names):
-            raise PredictionError(
-                "The model carries no balanced operating point: train it with this version and a "
-                "selection set, or leave balanced out."
-            )
-    path = getattr(given, "path", None)
+    if balanced and len(shift) != len(class_names):
+        raise PredictionError(
+            "The model carries no balanced operating point: train it with this version and a "
+            "selection set, or leave balanced out."
+        )
     note = getattr(given, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
     if whole:  # a checkpoint holds the module, an exported model runs by itself
         model = given.model if hasattr(given, "model") else given.run
     return Classifier(
         model,
         transform,
-        tuple(class_names),
+        class_names,
         temperature,
-        float(least),
+        least,
         note,
         shift,
         path,

@@ -77,7 +77,7 @@ def load_affectnet(
             0 holds out none.
         max_images: use at most this many images of each split, stratified; 0 uses all.
         max_bad_share: share of unreadable files (0..1) up to which they are skipped.
-        progress: show a progress bar while decoding; None shows it on a terminal only.
+        progress: show a progress bar while decoding; None shows it to whoever watches.
 
     Raises:
         DataError: folders are missing, empty or not the eight classes, or too many files are bad.
@@ -150,7 +150,7 @@ def load_fer2013(
             0 holds out none.
         max_images: use at most this many images of each split, stratified; 0 uses all.
         max_bad_share: share of unreadable files (0..1) up to which they are skipped.
-        progress: show a progress bar while decoding; None shows it on a terminal only.
+        progress: show a progress bar while decoding; None shows it to whoever watches.
 
     Raises:
         DataError: folders are missing, empty or not the seven classes, names and folders

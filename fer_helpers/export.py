@@ -26,6 +26,7 @@ import copy
 import importlib
 import json
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -247,10 +248,13 @@ def export_int8(onnx_path: str | Path, faces: np.ndarray, path: str | Path) -> P
         folded, draft = Path(folder, "folded.onnx"), Path(folder, "int8.onnx")
         # Folds batch norms into convolutions and notes shapes; symbolic inference would add sympy.
         quantization.quant_pre_process(str(onnx_path), str(folded), skip_symbolic_shape=True)
-        nodes = onnx.load(folded).graph.node
-        in_float = [
-            node.name for node in nodes if any(name.startswith("attention.") for name in node.input)
-        ]
+        in_float, made = [], set()  # what the attention computes, until it meets the map again
+        for node in onnx.load(folded).graph.node:
+            if node.op_type != "Mul" and any(
+                name.startswith("attention.") or name in made for name in node.input
+            ):
+                in_float.append(node.name)
+                made.update(node.output)
         quantization.quantize_static(
             str(folded),
             str(draft),
@@ -305,21 +309,26 @@ def load_onnx(path: str | Path, *, threads: int = 0) -> OnnxModel:
     """
     path = local_path(path)
     _extra("onnxruntime")
-    if not path.is_file():
+    if not os.path.isfile(path):  # nor where the name is too long for one
         raise ExportError(f"{path} does not exist; write it with export_onnx or export_int8.")
     try:
         session = _session(path, threads)
         metadata = session.get_modelmeta().custom_metadata_map
-        about = {key: json.loads(metadata[key]) for key in ("class_names", "preprocess")}
-        temperature = json.loads(metadata["temperature"])
-        extra = json.loads(metadata["extra"])
-        preprocess = Preprocess.from_dict(about["preprocess"])
+        names = json.loads(metadata["class_names"])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("class_names is no list of names")
+        preprocess = Preprocess.from_dict(json.loads(metadata["preprocess"]))
+        wanted = [preprocess.channels, preprocess.size, preprocess.size]
+        if session.get_inputs()[0].shape[1:] != wanted:
+            raise ValueError("the preprocessing is another network's")
+        temperature = float(json.loads(metadata["temperature"]))
+        extra = dict(json.loads(metadata["extra"]))
     except Exception as error:
         raise ExportError(
             f"{path} is not an ONNX file of this project ({type(error).__name__}); write it with "
             "export_onnx or export_int8."
         ) from None
-    return OnnxModel(session, tuple(about["class_names"]), preprocess, temperature, extra, path)
+    return OnnxModel(session, tuple(names), preprocess, temperature, extra, path)
 
 
 def _session(path: Path, threads: int = 0) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fer_helpers.cache import FORMAT, cached
+from fer_helpers.front_end import watched
 from fer_helpers.layouts import DataError, readable
 from fer_helpers.neighbors import FER_CSV_FILES
 
@@ -192,7 +193,7 @@ def _decode(path: Path, pixels_file: IO[bytes], progress: bool | None) -> dict:
         total=lines - 1,
         desc=f"Reading {path.name}",
         unit="img",
-        disable=None if progress is None else not progress,
+        disable=not (watched() if progress is None else progress),
     )
     for row in bar:
         if row.problem:

@@ -18,6 +18,11 @@ def front_end() -> bool:
     return bool(request.get("content", {}).get("allow_stdin"))
 
 
+def watched() -> bool:
+    """Whether a progress bar has somebody who sees it: in a terminal or an open notebook."""
+    return sys.stderr.isatty() or front_end()
+
+
 def in_notebook() -> bool:
     """Whether this process is a Jupyter kernel (also a headless one, which keeps the figure)."""
     return _kernel() is not None

@@ -188,13 +188,14 @@ def _view(batch: Tensor, number: int) -> Tensor:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}  # frozen parts have another
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _over_batches(

@@ -78,7 +78,7 @@ def _where(stamp: Mapping[str, Any]) -> str:
 
 
 def model_card(run: Run | str | Path) -> str:
-    """Write `MODEL_CARD.md` from `metrics.json`, `params.yaml` and `predictions.csv`; returns it.
+    """Write `MODEL_CARD.md` from what a run's folder says of itself; returns it.
 
     On drawn faces every line with a number carries the word *drawn*.
 
@@ -404,7 +404,8 @@ def _how_it_was_made(record: RunRecord) -> list[str]:
         *(f"- {title}: {', '.join(map(escape, sorted(seen)))}" for title, seen in facts.items()),
         f"- Versions: {versions}",
         "",
-        "Written from `metrics.json`, `params.yaml` and `predictions.csv` of this folder.",
+        "Written from `run.json`, `metrics.json`, `params.yaml` and `predictions.csv` of this "
+        "folder.",
     ]
 
 

@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, JpegImagePlugin, UnidentifiedImageError
 
-MAX_PIXELS = 30_000_000  # 16 bytes a pixel while a WebP is decoded: half a gigabyte
+MAX_PIXELS = 30_000_000  # of a WebP 17 bytes a pixel are held on the way: half a gigabyte
 MAX_SIDE = 65_535
 # A progressive JPEG keeps all its coefficients, up to 6 bytes a pixel, while it is decoded.
 MAX_PROGRESSIVE_PIXELS = 60_000_000
@@ -248,10 +248,11 @@ def plain_image(image: Image.Image) -> Image.Image:
             image, clear = image.copy(), image.info["transparency"]
             high = tuple(value >> 8 for value in clear) if mode == "RGB" else None
             image.info["transparency"] = high or clear * (85 if stored == "L;2" else 17)
-        image = image.convert("LA" if grey else "RGBA")
-        paper = Image.new("L" if grey else "RGB", image.size, "white")
-        paper.paste(image.convert(paper.mode), mask=image.getchannel("A"))
-        image = paper
+        if mode not in ("LA", "RGBA"):
+            image = image.convert("LA" if grey else "RGBA")
+        clear = ImageChops.invert(image.getchannel("A"))
+        image = image.convert("L" if grey else "RGB")
+        image.paste("white", mask=clear)  # the paper shows through; a sheet of it takes memory
     elif mode == "1":
         image = image.convert("L")
     elif mode not in ("L", "RGB"):

@@ -194,7 +194,9 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
             )
         pixels = np.multiply(pixels, 255 if unit else 1, dtype=np.float32, casting="unsafe")
         pixels = np.rint(pixels, out=pixels).clip(0, 255, out=pixels).astype(np.uint8)
-    return plain_image(Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)))
+    image = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8))
+    # Pillow shows grey pixels where they are, and the caller may write other ones there.
+    return plain_image(image.copy() if image.mode == "L" else image)
 
 
 def list_images(folder: str | Path, skip: str | Path | None = None) -> list[Path]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from fer_helpers.cache import FORMAT, cached
 from fer_helpers.decoding import CLOSED, decode_in_order, quiet, read_picture
+from fer_helpers.front_end import watched
 from fer_helpers.layouts import DataError, Listing
 
 CHUNK_BYTES = 1 << 20  # decoded pixels per task: enough to hide the overhead of a task
@@ -89,7 +90,7 @@ def open_store(
         grey: decode to one channel (ITU-R 601-2 luma, as Pillow's "L").
         scattered: width and height in place of the medians, those of a split read before.
         cache_dir: folder of the cache; None takes the user's cache folder.
-        progress: show a progress bar; None shows it on a terminal only.
+        progress: show a progress bar; None shows it in a terminal or an open notebook.
 
     Raises:
         DataError: the folder changed while it was being read, no file of it can be read, or memory
@@ -222,7 +223,7 @@ class _Builder:
             total=count,
             desc=f"Decoding {self.listing.role}",
             unit="img",
-            disable=None if self.progress is None else not self.progress,
+            disable=not (watched() if self.progress is None else self.progress),
         )
         start = 0
         decoded = decode_in_order(self.listing, length, self.grey, target)

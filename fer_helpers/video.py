@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from fer_helpers.answers import BOX_COLUMNS, NO_FACE_NOTE, Prediction, annotate,
 from fer_helpers.classifier import PredictionError, check_columns, check_options, load_classifier
 from fer_helpers.detectors import Detector, Face, opencv, shared_detector
 from fer_helpers.faces import crop_face, find_faces
+from fer_helpers.files import rename
 from fer_helpers.layouts import local_path
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def predict_video(
     `prediction.predict_single_image`; and
 
     - `source`: path of a video that OpenCV reads, or the number of a webcam (0 is the first);
-    - `output`: video file for the frames with boxes and labels (.mp4 or .avi); None writes none;
+    - `output`: video file for the frames with boxes and labels (.mp4 or .avi), there when all of
+      them are written; None writes none;
     - `smoothing`: share of a person's earlier probabilities that is kept in each new frame, 0 for
       none to below 1; 0.8 settles within about ten frames;
     - `every`: look at every n-th frame only;
@@ -169,13 +172,14 @@ class _Video:
         self.output, self.writer = None if output is None else local_path(output), None
         webcam = isinstance(source, int)
         source = source if webcam else local_path(source)
-        if not webcam and not source.is_file():
+        if not webcam and not os.path.isfile(source):
             raise PredictionError(f"There is no video at {source}: check the path.")
         if self.output is not None:
             if self.output.suffix.lower() not in (".mp4", ".avi"):
                 raise PredictionError(f"{output} is no video file name: end it with .mp4 or .avi.")
+            self.partial = self.output.with_name(f".{self.output.stem}.partial{self.output.suffix}")
             # Asked of the disk: two names may be one file.
-            if not webcam and self.output.exists() and self.output.samefile(source):
+            if not webcam and os.path.exists(self.output) and self.output.samefile(source):
                 raise PredictionError(f"{output} is the video itself: give the copy another name.")
         self.capture = cv2.VideoCapture(source if webcam else str(source))
         if not self.capture.isOpened():
@@ -190,6 +194,10 @@ class _Video:
         self.capture.release()
         if self.writer is not None:
             self.writer.release()
+            if error[0] is None:
+                rename(self.partial, self.output)
+            else:
+                self.partial.unlink(missing_ok=True)
 
     def frames(self, count: int | None) -> Iterator[tuple[int, Image.Image]]:
         """Number and picture of the frames that are looked at; a damaged end is the end."""
@@ -211,10 +219,17 @@ class _Video:
             return
         picture = np.ascontiguousarray(np.asarray(annotate(image, answers))[:, :, ::-1])
         if self.writer is None:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+                if os.path.exists(self.output):  # a folder, or open in a player
+                    self.output.open("ab").close()
+            except OSError as error:
+                raise PredictionError(
+                    f"{self.output} cannot be written ({error.strerror}): give another name."
+                ) from error
             code = "mp4v" if self.output.suffix.lower() == ".mp4" else "MJPG"
             self.writer = self.cv2.VideoWriter(
-                str(self.output),
+                str(self.partial),
                 self.cv2.VideoWriter.fourcc(*code),
                 self.rate / self.every,
                 picture.shape[1::-1],

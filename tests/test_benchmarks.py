@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fer_helpers import training
 from fer_helpers.checkpoints import load_model
 from fer_helpers.data import load_fer2013
-from fer_helpers.demo_faces import write_demo_faces
+from fer_helpers.demo_faces import draw_face, write_demo_faces
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
@@ -35,6 +36,22 @@ def test_a_benchmark_prints_its_table(name):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) > 2
+
+
+def test_the_benchmark_of_prediction_prints_its_tables(tmp_path):
+    for extra in ("cv2", "onnxruntime"):
+        pytest.importorskip(extra, reason="needs the extras [faces,export]")
+    photo = Image.new("RGB", (640, 480), (214, 219, 224))
+    photo.paste(draw_face("Happy", 3, size=240), (200, 100))
+    photo.save(tmp_path / "photo.jpg")
+    (tmp_path / "crops").mkdir()
+    draw_face("Happy", 1, size=48).save(tmp_path / "crops" / "1.png")
+    command = [sys.executable, str(BENCHMARKS / "prediction.py"), "--photo", "photo.jpg"]
+    command += ["--crops", "crops", "--repeats", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for words in ("| ONNX, int8 |", "to the first answer", "A photo of 200 megapixels"):
+        assert words in done.stdout
 
 
 def test_time_to_accuracy_scores_public_test_once_and_continues(tmp_path, monkeypatch, capsys):

@@ -245,6 +245,8 @@ def test_no_model_anywhere(tmp_path, monkeypatch):
         load_model(runs=tmp_path / "runs")
     with pytest.raises(CheckpointError, match="There is no model file"):
         load_model(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="There is no model file"):
+        load_model("x" * 5000)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"no model file at .*model\.safetensors"):
         load_model(tmp_path / "empty")
@@ -282,7 +284,9 @@ def forget(name):
         (describe(architecture={"num_classes": 3, "backbone": "x"}), "does not build"),
         (describe(architecture={"num_classes": 3, "flavor": "x"}), "does not build"),
         (describe(architecture={"num_classes": 3, "head_hidden": -1}), "0 leaves the hidden layer"),
+        (describe(architecture={"num_classes": 3, "width": 10**6}), "does not build"),
         (describe(preprocess={"size": 16, "crop": 3}), "incomplete or unknown"),
+        (describe(preprocess={"size": 16, "channels": 3}), "channel.s. for a network of"),
         (forget("extra"), "incomplete or unknown"),
         (forget("temperature"), "incomplete or unknown"),
         (forget("class_names"), "incomplete or unknown"),

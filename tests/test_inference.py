@@ -180,6 +180,10 @@ def test_two_evaluations_give_identical_logits_and_restore_the_mode():
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
     predict_logits(model.eval(), faces(), PREPROCESS)
     assert not model.training
+    model.train().backbone.eval()  # frozen norms in a net that is training
+    modes = [module.training for module in model.modules()]
+    predict_logits(model, faces(), PREPROCESS)
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_the_mode_is_restored_after_an_error():

@@ -114,6 +114,7 @@ def test_a_photo_without_a_detector_is_said_not_guessed(folder, checkpoint, caps
     [
         (["--model", "gone.safetensors"], "gone.safetensors"),
         (["--model", "gone.onnx"], "gone.onnx"),
+        (["--model", "x" * 5000], "There is no model file"),
         ([], "No trained model"),
         (["--min-confidence", "60"], "60 percent is 0.6"),
         (["--views", "0"], "views is 0"),
@@ -275,3 +276,4 @@ def test_wildcards_that_no_shell_expanded(folder):
     faces = [str(Path(folder.name) / f"Gesicht {i}.png") for i in range(3)]
     assert [str(Path(name)) for name in expanded(names)[:3]] == faces
     assert expanded(names)[3:] == names[1:]
+    assert [Path(name).name for name in expanded([f"{folder.name}/a[1]*"])] == ["a[1].png"]

@@ -17,7 +17,7 @@ from test_faces import nowhere, server  # noqa: F401 (fixtures)
 from torch import nn
 from torchvision.transforms import v2
 
-from fer_helpers import batches, classifier, detectors, faces, prediction, sources
+from fer_helpers import batches, classifier, detectors, faces, front_end, prediction, sources
 from fer_helpers.answers import Prediction, annotate, plot_answer
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model
 from fer_helpers.demo_faces import draw_face
@@ -154,12 +154,11 @@ def test_every_kind_of_picture_gives_the_same_answer(face, model, tmp_path, serv
     for kind, picture in kinds.items():
         assert same(ask(picture, model), reference), kind
     grey = face.convert("L")
-    for picture in (
-        np.asarray(grey),
-        np.asarray(grey)[..., None],
-        torch.from_numpy(np.array(grey)),
-    ):
-        assert same(ask(picture, model), reference)
+    for picture in (np.array(grey), np.array(grey)[..., None], torch.from_numpy(np.array(grey))):
+        answer = ask(picture, model)
+        assert same(answer, reference)
+        picture[:] = 0  # the caller's memory
+        assert np.array_equal(answer.face, grey)
 
 
 def test_file_array_and_batch_give_the_same_probabilities(face, model, tmp_path):
@@ -224,6 +223,8 @@ def test_half_is_the_threshold_where_a_model_names_none(face, share, uncertain):
     answer = ask(face, Sure())
     assert answer.confidence == pytest.approx(100 * share)
     assert answer.uncertain is uncertain
+    built = classifier.Classifier(Sure(), PREPROCESS, NAMES)
+    assert predict_single_image(face, built, show=False).uncertain is uncertain
 
 
 def test_views_change_the_answer_a_little(face, model):
@@ -324,6 +325,22 @@ def test_a_checkpoint_brings_everything(face, checkpoint):
     assert list(renamed.probabilities.values()) == list(answer.probabilities.values())
     classifier = load_classifier(checkpoint)
     assert predict_single_image(face, classifier, show=False).probabilities == answer.probabilities
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"temperatures": [1.0]},
+        {"temperatures": {"10": "hot"}},
+        {"min_confidence": None},
+        {"balanced_shift": [[0.0]] * 7},
+    ],
+)
+def test_what_a_file_says_of_itself_may_be_anything(face, checkpoint, tmp_path, extra):
+    loaded, path = load_model(checkpoint), tmp_path / "odd.safetensors"
+    save_model(path, loaded.model, NAMES, loaded.preprocess, extra=extra)
+    with pytest.raises(PredictionError, match=r"odd\.safetensors says .* is not understood"):
+        load_classifier(path, balanced=True)
 
 
 def test_several_views_have_a_temperature_of_their_own(face, checkpoint, tmp_path):
@@ -621,6 +638,27 @@ def test_faces_of_all_sizes_go_through_the_one_function(face, model, monkeypatch
         assert several[3] == pytest.approx(asked.probabilities(crops[3:], views=2)[0], abs=1e-6)
 
 
+def test_files_that_give_no_face_do_not_pile_up(model, monkeypatch):
+    waited = []
+
+    def counted(pictures, *rest, real=batches.answer_all):
+        waited.append(len(pictures))
+        return real(pictures, *rest)
+
+    monkeypatch.setattr(batches, "answer_all", counted)
+    table = predict_images([b"x"] * 600, model, PREPROCESS, NAMES, progress=False)
+    assert waited == [256, 256, 88] and len(table) == 600
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_bar_where_somebody_watches_and_not_in_a_log(face, model, monkeypatch, capsys, seen):
+    monkeypatch.setattr(front_end, "front_end", lambda: seen)  # an open notebook is no terminal
+    predict_images([face], model, PREPROCESS, NAMES, progress=False)
+    assert not capsys.readouterr().err
+    predict_images([face], model, PREPROCESS, NAMES)
+    assert ("0/1" in capsys.readouterr().err) is seen
+
+
 def test_everything_mixed_in_the_order_given(folder, model, face, detector):
     type(detector).boxes = ((100, 100, 200, 220), (300, 50, 340, 100))
     photo = Image.new("RGB", (640, 480), "gray")
@@ -747,11 +785,12 @@ def test_a_strip_is_annotated_without_growing(model, tmp_path, size):
 
 
 def test_an_annotated_copy_of_a_long_name(face, model, tmp_path):
-    path = tmp_path / ("\u4e2d" * 84)  # 252 bytes, the suffix would be too much
-    face.save(path, "PNG")
     out = tmp_path / "out"
-    predict_images(path, model, PREPROCESS, NAMES, annotate_to=out, progress=False)
-    assert len(list(out.iterdir())) == 1
+    # 252 bytes, the suffix would be too much; and a dot where the name is cut.
+    for name in ("\u4e2d" * 84, "a" * 20 + "." + "b" * 49 + ".png"):
+        face.save(tmp_path / name, "PNG")
+        predict_images(tmp_path / name, model, PREPROCESS, NAMES, annotate_to=out, progress=False)
+    assert sorted(path.stem for path in out.iterdir()) == ["b" * 49, "\u4e2d" * 50]
 
 
 def test_hidden_files_and_other_suffixes_are_left_out(folder):

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import subprocess
 import sys
 import warnings
 import zlib
@@ -323,6 +324,24 @@ def test_transparent_is_white():
     half.putalpha(128)
     expected = array * (128 / 255) + 255 * (127 / 255)
     assert np.abs(np.asarray(open_image(encoded(half))) - expected).max() <= 1.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory")
+def test_a_large_transparent_picture_takes_little_more_memory():
+    code = (
+        "from pathlib import Path\n"
+        "from PIL import Image\n"
+        "from fer_helpers.pictures import plain_image\n"
+        "def peak():\n"
+        "    said = Path('/proc/self/status').read_text().split('VmHWM:')[1]\n"
+        "    return 1024 * int(said.split()[0])\n"
+        "image = Image.new('RGBA', (4000, 4000), 'red')\n"
+        "before = peak()\n"
+        "plain_image(image)\n"
+        "print((peak() - before) / 16e6)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert float(done.stdout) < 8, done.stderr  # bytes a pixel
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "1", "RGB", "I;16"])

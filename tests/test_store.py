@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_helpers import decoding, store
+from fer_helpers import decoding, front_end, store
+from fer_helpers.fer_csv import read_table
 from fer_helpers.layouts import DataError, list_class_folders
 from fer_helpers.pictures import open_image
 
@@ -55,6 +56,16 @@ def test_the_second_start_decodes_nothing(tmp_path, monkeypatch):
     assert first.content_hash == second.content_hash
     assert set(second.native) == {"L 12x12"}
     assert len(entries(tmp_path / "cache")) == 1
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_bar_where_somebody_watches_and_not_in_a_log(tmp_path, monkeypatch, capsys, seen):
+    monkeypatch.setattr(front_end, "front_end", lambda: seen)  # an open notebook is no terminal
+    open_folder(write_faces(tmp_path / "faces"), tmp_path / "cache", progress=None)
+    assert ("Decoding train" in capsys.readouterr().err) is seen
+    (tmp_path / "fer.csv").write_text(f"emotion,pixels,Usage\n3,{'0 ' * 2303}0,Training\n")
+    read_table(tmp_path / "fer.csv", tmp_path / "cache")
+    assert ("Reading fer.csv" in capsys.readouterr().err) is seen
 
 
 def test_the_cache_holds_the_very_pixels(tmp_path):

@@ -58,6 +58,27 @@ def test_every_face_of_every_frame_and_an_annotated_copy(video, model, detector,
     assert np.abs(frames[0].astype(int) - first[:, :, ::-1]).max() > 100  # boxes
 
 
+def test_an_interrupted_copy_leaves_the_finished_one(video, model, detector, tmp_path, monkeypatch):  # noqa: F811
+    type(detector).boxes = BOXES
+    out = tmp_path / "out" / "copy.avi"
+    given = (video, model, PREPROCESS, NAMES)
+    predict_video(*given, detector=detector, output=out, max_frames=2)
+    before = out.read_bytes()
+    looked = []
+
+    def interrupted(image, answers):
+        looked.append(image)
+        if len(looked) == 5:
+            raise KeyboardInterrupt
+        return image
+
+    monkeypatch.setattr("fer_helpers.video.annotate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_video(*given, detector=detector, output=out)
+    assert out.read_bytes() == before
+    assert os.listdir(out.parent) == ["copy.avi"]
+
+
 def test_smoothing_changes_slowly(video, model, detector):  # noqa: F811
     type(detector).boxes = BOXES[:1]
 
@@ -105,6 +126,9 @@ def test_people_are_followed_over_long_gaps(video, model, detector):  # noqa: F8
         ("VIDEO", {"output": "out.gif"}, r"\.mp4"),
         ("BROKEN", {}, "cannot read a video"),
         ("VIDEO", {"output": "VIDEO"}, "the video itself"),
+        ("VIDEO", {"output": ""}, "no video file name"),
+        ("VIDEO", {"output": "FOLDER"}, "cannot be written"),
+        ("x" * 5000, {}, "no video at"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
@@ -118,9 +142,11 @@ def test_what_cannot_be_done_is_one_sentence(
 ):
     broken = tmp_path / "broken.avi"
     broken.write_bytes(b"no video")
+    (tmp_path / "folder.avi").mkdir()
     source = {"VIDEO": video, "BROKEN": broken}.get(source, source)
     before = video.read_bytes()
-    options = {name: video if value == "VIDEO" else value for name, value in options.items()}
+    paths = {"VIDEO": video, "FOLDER": tmp_path / "folder.avi"}
+    options = {name: paths.get(value, value) for name, value in options.items()}
     with pytest.raises(PredictionError, match=match):
         predict_video(source, model, PREPROCESS, NAMES, detector=detector, **options)
     assert video.read_bytes() == before
