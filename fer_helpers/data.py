@@ -34,6 +34,7 @@ from fer_helpers.layouts import (
     AFFECTNET_CLASSES,
     FER_CLASSES,
     FER_COUNTS,
+    FER_FOLDERS,
     SPLIT_FOLDERS,
     DataError,
     find_dataset,
@@ -118,7 +119,6 @@ def contents(folder: Path) -> str:
 
 # %%
 _SELECTED = "contains the selection split"
-_FER_FOLDERS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
 
 def load_fer2013(
@@ -180,7 +180,7 @@ def load_fer2013(
     for role, (parameter, folder) in places.items():
         sets[role] = reader.read(
             lambda role=role, parameter=parameter, folder=folder: list_class_folders(
-                folder, role, parameter, FER_CLASSES, _FER_FOLDERS
+                folder, role, parameter, FER_CLASSES, FER_FOLDERS
             )
         )
     return divide_fer(reader, sets["train"], sets["test"], official_halves(**sets))

@@ -64,7 +64,6 @@ class DataReport:
 
     Attributes:
         findings: one row per check: `check`, `found`, `expected`, `advice` ("" when all is well).
-        counts: images per class (rows) and split (columns).
         twins: every face that shares its pixels with another: `group`, `split`, `emotion`,
             `file`, `pixel_hash`, `conflict` (its group carries two labels).
         blanks: every face that shows nothing: `split`, `emotion`, `file`, `pixel_hash`.
@@ -73,7 +72,6 @@ class DataReport:
     """
 
     findings: pd.DataFrame
-    counts: pd.DataFrame
     twins: pd.DataFrame
     blanks: pd.DataFrame
     near: pd.DataFrame
@@ -99,7 +97,7 @@ def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
     table = face_table(splits)
     twins, blanks = find_twins(table), find_blanks(splits, table)
     counts = pd.crosstab(table["emotion"], table["split"])
-    order = [name for name in dict.fromkeys(table["split"])]
+    order = list(dict.fromkeys(table["split"]))
     counts = counts.reindex(splits.train.class_names)[order]
     pairs = _near_table(splits, table, near)
     unreadable = "the notes name up to five of each split, `splits.bad_files` all"
@@ -118,7 +116,6 @@ def check_data(splits: Splits, near: float | None = 0.99) -> DataReport:
     keep = ["split", "emotion", "file", "pixel_hash"]
     return DataReport(
         findings=report,
-        counts=counts,
         twins=twins[["group", *keep, "conflict"]],
         blanks=blanks[keep],
         near=pairs,

@@ -55,6 +55,7 @@ from fer_helpers.drawn_people import (
     random_units,
 )
 from fer_helpers.drawn_sheet import OVERSAMPLING, Sheet
+from fer_helpers.layouts import FER_CLASSES, FER_FOLDERS
 
 __all__ = ["ACTION_UNITS", "EXPRESSIONS", "draw_face", "write_demo_faces"]
 
@@ -220,16 +221,8 @@ _OWN_FILE = re.compile(
     r"drawn_faces\.json|affectnet/\w+/\w+/drawn_\d+\.png|"
     r"fer2013/\w+/\w+/(Training|PublicTest|PrivateTest)_\d+\.jpg"
 )
-_FER_FOLDERS = {
-    "Anger": "angry",
-    "Disgust": "disgust",
-    "Fear": "fear",
-    "Happy": "happy",
-    "Neutral": "neutral",
-    "Sad": "sad",
-    "Surprise": "surprise",
-}
-_FER_SHARES = dict(zip(_FER_FOLDERS, (0.14, 0.05, 0.14, 0.24, 0.17, 0.16, 0.10), strict=True))
+_FOLDER_OF = dict(zip(FER_CLASSES, FER_FOLDERS, strict=True))
+_FER_SHARES = dict(zip(FER_CLASSES, (0.14, 0.05, 0.14, 0.24, 0.17, 0.16, 0.10), strict=True))
 _FER_SPLITS = {
     "Training": 7.2,
     "PublicTest": 1.68,
@@ -259,7 +252,7 @@ def _plan(per_class: int) -> list[tuple[str, str, int]]:
     counts |= {("val", name): max(2, round(0.24 * per_class)) for name in EXPRESSIONS}
     for split, share in _FER_SPLITS.items():
         least = 4 if split == "Training" else 2
-        for name in _FER_FOLDERS:
+        for name in FER_CLASSES:
             counts[split, name] = max(least, round(share * per_class * _FER_SHARES[name]))
     return [(split, name, i) for (split, name), count in counts.items() for i in range(count)]
 
@@ -275,7 +268,7 @@ def _write(folder: Path, seed: int, per_class: int, flaws: bool) -> int:
         key = (seed, _SPLITS.index(source), EXPRESSIONS.index(expression), index)
         if split in _FER_SPLITS:
             half = "train" if split == "Training" else "test"
-            path = folder / "fer2013" / half / _FER_FOLDERS[name] / f"{split}_{number}.jpg"
+            path = folder / "fer2013" / half / _FOLDER_OF[name] / f"{split}_{number}.jpg"
             face, options = draw_face(expression, key, size=48, color=False), {"quality": 92}
         else:
             path = folder / "affectnet" / split / name / f"drawn_{number:05d}.png"

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.resources
 import itertools
 import math
 import os
@@ -29,8 +28,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import platformdirs
 
+from fer_helpers.cache import default_cache_dir
 from fer_helpers.extras import lacking
 from fer_helpers.files import replace_file
 from fer_helpers.layouts import local_path
@@ -43,7 +42,7 @@ MODEL_URL = (
 )
 MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 MODEL_MAX_BYTES = 1_000_000
-SHIPPED_MODEL = Path(str(importlib.resources.files("fer_helpers"))) / "weights" / MODEL_NAME
+SHIPPED_MODEL = Path(__file__).parent / "weights" / MODEL_NAME
 MIN_SIDE = 64  # pixels; two cells of YuNet's coarsest grid
 NO_DETECTOR = "no detector here: give a crop or the model file"
 
@@ -120,7 +119,7 @@ def find_model(path: str | Path | None = None) -> bytes:
                 f"The face detector {str(path)!r} cannot be read ({error.strerror}); "
                 "correct the path or leave it out."
             ) from error
-    kept = platformdirs.user_cache_path("fer-helpers", appauthor=False) / MODEL_NAME
+    kept = default_cache_dir() / MODEL_NAME
     # Chained, not unpacked: what is attached is walked through only when nothing else is here.
     for candidate in itertools.chain((SHIPPED_MODEL, kept), attached_files(re.escape(MODEL_NAME))):
         with contextlib.suppress(OSError):

@@ -255,9 +255,7 @@ def mcnemar(correct_a: np.ndarray, correct_b: np.ndarray) -> dict:
 
 
 # %%
-def compare(
-    correct_a: np.ndarray, correct_b: np.ndarray, *, bootstrap: int = 10_000, seed: int = 0
-) -> dict:
+def compare(correct_a: np.ndarray, correct_b: np.ndarray, *, bootstrap: int = 10_000) -> dict:
     """Return what `mcnemar` does, and `interval`, the 95 % one [low, high] of `difference`.
 
     The bootstrap is paired: both models see the same drawn images, so what is hard for both
@@ -270,7 +268,7 @@ def compare(
     counts = np.array([*only, size - sum(only)])
     if 0 in only and sum(only) < 6:
         return {**result, "interval": None}
-    drawn = np.random.default_rng(seed).multinomial(size, counts / size, size=bootstrap)
+    drawn = np.random.default_rng(0).multinomial(size, counts / size, size=bootstrap)
     gains = (drawn[:, 0] - drawn[:, 1]) / size
     return {**result, "interval": np.quantile(gains, [0.025, 0.975]).tolist()}
 

@@ -150,7 +150,8 @@ def export_onnx(
                 faults.append(f"the logits differ by {difference:.2g}")
                 continue
             proto = onnx.load(draft)
-            _set_metadata(proto, metadata)
+            texts = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+            onnx.helper.set_model_props(proto, texts)
             content = proto.SerializeToString()
             return replace_file(path, partial(Path.write_bytes, data=content))
     raise ExportError(
@@ -188,12 +189,6 @@ def _difference(net: EmotionNet, path: Path, example: torch.Tensor) -> float:
         got = session.run(None, {"faces": batch.contiguous().numpy()})[0]
         largest = np.maximum(largest, np.abs(wanted - got).max())  # `max` would forget a NaN
     return float(largest)
-
-
-def _set_metadata(proto: Any, metadata: Mapping[str, Any]) -> None:
-    del proto.metadata_props[:]
-    for key, value in metadata.items():
-        proto.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
 
 
 # %% [markdown]
@@ -268,8 +263,9 @@ def export_int8(onnx_path: str | Path, faces: np.ndarray, path: str | Path) -> P
             nodes_to_exclude=in_float,
         )
         proto = onnx.load(draft)
-    kept = {prop.key: json.loads(prop.value) for prop in onnx.load(onnx_path).metadata_props}
-    _set_metadata(proto, {**kept, "extra": {**kept["extra"], "precision": "int8"}})
+    kept = {prop.key: prop.value for prop in onnx.load(onnx_path).metadata_props}
+    extra = json.dumps({**source.extra, "precision": "int8"}, ensure_ascii=False)
+    onnx.helper.set_model_props(proto, {**kept, "extra": extra})
     return replace_file(path, partial(Path.write_bytes, data=proto.SerializeToString()))
 
 

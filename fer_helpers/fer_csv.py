@@ -164,9 +164,7 @@ def read_table(
         pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
         return FerTable(pixels, **table, bad=bad, content_hash=about["content_hash"])
 
-    key = _cache_key(path)
-    table, notes = cached(cache_dir, key, write=write, load=load, in_memory=in_memory)
-    return table, notes
+    return cached(cache_dir, _cache_key(path), write=write, load=load, in_memory=in_memory)
 
 
 def _cache_key(path: Path) -> str:

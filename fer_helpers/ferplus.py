@@ -114,12 +114,13 @@ def _read_votes(path: str | Path, usages: np.ndarray) -> pd.DataFrame:
     return votes.rename(columns={"Image name": "ferplus_name"})[["ferplus_name", *VOTES]]
 
 
-def _nearest(images: np.ndarray, rows: np.ndarray, block: int = 1024):
+def _nearest(images: np.ndarray, rows: np.ndarray):
     """For each image the nearest row and its root mean square difference in grey levels."""
     flat = rows.reshape(len(rows), -1).astype(np.float32)
     squares = np.einsum("ij,ij->i", flat, flat)
     nearest = np.empty(len(images), np.int64)
     distance = np.empty(len(images))
+    block = 1024  # images at once: bounds memory
     for start in range(0, len(images), block):
         part = images[start : start + block].reshape(-1, flat.shape[1]).astype(np.float32)
         best = (squares - 2 * (part @ flat.T)).argmin(axis=1)

@@ -39,8 +39,7 @@ def face_table(splits: Splits) -> pd.DataFrame:
                 }
             )
         )
-    table = pd.concat(frames, ignore_index=True).drop_duplicates(["file"], ignore_index=True)
-    return table
+    return pd.concat(frames, ignore_index=True).drop_duplicates(["file"], ignore_index=True)
 
 
 def parts(splits: Splits) -> list[FaceSet]:
@@ -176,8 +175,8 @@ def class_clues(table: pd.DataFrame) -> pd.DataFrame:
         table: from `face_table`.
 
     Returns:
-        One row per clue with more than one value: `clue`, `cramers_v` (0..1), `values` (how
-        often each occurs) and `example` (the value most lopsided towards a class).
+        One row per clue with more than one value: `clue`, `cramers_v` (0..1) and `example` (the
+        value most lopsided towards a class).
     """
     faces = table[table["split"] == "train"]
     clues = {
@@ -199,12 +198,11 @@ def class_clues(table: pd.DataFrame) -> pd.DataFrame:
             {
                 "clue": clue,
                 "cramers_v": corrected_cramers_v(counts.to_numpy()),
-                "values": ", ".join(f"{k} {n:,}" for k, n in counts.sum(axis=1).items()),
                 "example": f"{value} is {share.loc[value, emotion]:.0%} of {emotion}, "
                 f"{share.loc[value].min():.0%} of {share.loc[value].idxmin()}",
             }
         )
-    return pd.DataFrame(rows, columns=["clue", "cramers_v", "values", "example"])
+    return pd.DataFrame(rows, columns=["clue", "cramers_v", "example"])
 
 
 def corrected_cramers_v(counts: np.ndarray) -> float:

@@ -135,7 +135,6 @@ def _cell_tests(
             "count": int(counts[i, j]),
             "expected": float(expected[i, j]),
             "residual": float(residuals[i, j]),
-            "p_adjusted": float(p_adjusted[i, j]),
         }
         for i, j in np.argwhere(tested & (residuals > 0) & (p_adjusted < 0.05))
         if i != j

@@ -17,6 +17,8 @@ import numpy as np
 EMOTIONS = ("Anger", "Contempt", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 AFFECTNET_CLASSES = EMOTIONS
 FER_CLASSES = tuple(name for name in EMOTIONS if name != "Contempt")
+# The folders of `FER_CLASSES`, as Kaggle names them.
+FER_FOLDERS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
 # The official images of each of `FER_CLASSES` (Goodfellow et al. 2013, "Challenges in
 # representation learning").

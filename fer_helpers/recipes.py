@@ -143,33 +143,17 @@ def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
     """Weights for the loss, one per class.
 
     Args:
-        counts: how many faces each class has (K,).
+        counts: how many faces each class has (K,), none of them zero.
         kind: "balanced" is N / (K n_c); "effective" is (1 - 0.999) / (1 - 0.999**n_c), scaled to
-            mean 1 (Cui et al. 2019, "Class-balanced loss based on effective number of samples");
-            "none" is 1.
+            mean 1 (Cui et al. 2019, "Class-balanced loss based on effective number of samples").
 
     Returns:
-        float64 (K,). A class without a face gets weight 0, and the others are weighted as if it
-        were not there.
-
-    Raises:
-        ValueError: `kind` is none of the three, or no class has a face.
+        float64 (K,).
     """
-    if kind not in ("balanced", "effective", "none"):
-        raise ValueError(f"class weights are balanced, effective or none, not {kind!r}")
-    present = np.flatnonzero(counts)
-    if not len(present):
-        raise ValueError("class weights need at least one face")
-    faces = counts[present]
-    weights = np.zeros(len(counts))
-    if kind == "none":
-        weights[present] = 1.0
-    elif kind == "balanced":
-        weights[present] = faces.sum() / (len(faces) * faces)
-    else:
-        weights[present] = (1 - 0.999) / (1 - 0.999**faces)
-        weights[present] /= weights[present].mean()
-    return weights
+    if kind == "balanced":
+        return counts.sum() / (len(counts) * counts)
+    weights = (1 - 0.999) / (1 - 0.999**counts)
+    return weights / weights.mean()
 
 
 def make_loss(

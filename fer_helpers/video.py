@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -97,7 +98,8 @@ def predict_video(
     people: list[_Person] = []
     with _Video(source, output, every) as video:
         lost_after = max(LOST_AFTER, 1.5 * every / video.rate)  # the next look must come in time
-        for batch in _batches(video.frames(max_frames), FRAMES_PER_BATCH):
+        frames = video.frames(max_frames)
+        for batch in iter(lambda: list(itertools.islice(frames, FRAMES_PER_BATCH)), []):
             found = [find_faces(image, detector=loaded, thorough=False) for _, image in batch]
             crops = [
                 crop_face(image, face, classifier.margin, size=classifier.size)
@@ -150,17 +152,6 @@ def _follow(
     person.face, person.seen = face, seconds
     person.probabilities = smoothing * person.probabilities + (1 - smoothing) * probabilities
     return person
-
-
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 class _Video:

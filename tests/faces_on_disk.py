@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_helpers.data import AFFECTNET_CLASSES
-
-FER_FOLDERS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+from fer_helpers.layouts import AFFECTNET_CLASSES, FER_FOLDERS
 
 
 def shared(name):

@@ -70,8 +70,10 @@ def test_every_flaw_is_found(flawed):
     assert len(near) == 1 and near["correlation"].iloc[0] > 0.999
     assert near["file_a"].iloc[0] == "train/sad/Training_505.png"
     assert near["file_b"].iloc[0] == "test/sad/PublicTest_9008.png"
-    assert report.counts.loc["Anger", "train"] == 11 and report.counts.loc["Fear", "train"] == 11
-    assert report.counts.columns.tolist() == ["train", "PublicTest", "PrivateTest"]
+    images = [f"images in {split}" for split in ("train", "PublicTest", "PrivateTest")]
+    assert report.findings["check"].head(3).tolist() == images
+    advice = report.findings["advice"].iloc[0]
+    assert "Anger 11 not 3,995" in advice and "Fear 11 not 4,097" in advice
 
 
 def test_a_clean_dataset_has_nothing_to_say(tmp_path):
@@ -105,7 +107,6 @@ def test_a_slice_of_train_counts_as_train(flawed):
     assert len(sliced.selection) == 14
     a, b = check_data(whole), check_data(sliced)
     assert a.findings.equals(b.findings)
-    assert a.counts.equals(b.counts)
 
 
 def test_the_text_is_the_same_every_time(flawed):

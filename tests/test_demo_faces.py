@@ -12,8 +12,8 @@ from PIL import Image
 
 from fer_helpers import demo_faces
 from fer_helpers.demo_faces import ACTION_UNITS, EXPRESSIONS, draw_face, write_demo_faces
+from fer_helpers.layouts import FER_FOLDERS
 
-FER_FOLDERS = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
 PER_CLASS = 6
 
 
@@ -123,7 +123,7 @@ def test_layout_names_sizes_modes(written):
     for split in (written / "affectnet").iterdir():
         assert sorted(path.name for path in split.iterdir()) == list(EXPRESSIONS)
     for split in (written / "fer2013").iterdir():
-        assert sorted(path.name for path in split.iterdir()) == FER_FOLDERS
+        assert sorted(path.name for path in split.iterdir()) == list(FER_FOLDERS)
     for path in pictures(written / "affectnet"):
         with Image.open(path) as image:
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", (75, 75))

@@ -12,7 +12,6 @@ import types
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import pytest
 from PIL import Image, ImageDraw, ImageOps
 
@@ -68,7 +67,7 @@ def nowhere(monkeypatch, tmp_path):
     """No detector file anywhere, and nothing remembered of earlier attempts."""
     monkeypatch.setattr(detectors, "SHIPPED_MODEL", tmp_path / "not shipped")
     monkeypatch.setattr(mounts, "KAGGLE_INPUT", tmp_path / "input")
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "cache")
+    monkeypatch.setattr(detectors, "default_cache_dir", lambda: tmp_path / "cache")
     detectors._fetch_model.cache_clear()
     yield tmp_path / "cache"
     detectors._fetch_model.cache_clear()
@@ -152,7 +151,7 @@ def test_the_file_is_fetched_once_and_kept(server, wanted, nowhere):
 
 def test_the_file_of_the_package_needs_no_network(nowhere, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: nowhere)
+    monkeypatch.setattr(detectors, "default_cache_dir", lambda: nowhere)
     monkeypatch.setattr(detectors, "MODEL_URL", "http://127.0.0.1:1/x")
     content = find_model()
     assert hashlib.sha256(content).hexdigest() == detectors.MODEL_SHA256

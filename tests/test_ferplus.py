@@ -10,12 +10,10 @@ from PIL import Image
 from fer_helpers.data import DataError, FaceSet, load_fer2013
 from fer_helpers.fer_csv import FER_CSV_ORDER
 from fer_helpers.ferplus import VOTES, main, match_ferplus, read_ferplus_votes, vote_shares
+from fer_helpers.layouts import FER_CLASSES, FER_FOLDERS
 from tests.faces_on_disk import shared
 
-FOLDER_OF = {
-    "Anger": "angry", "Disgust": "disgust", "Fear": "fear", "Happy": "happy",
-    "Neutral": "neutral", "Sad": "sad", "Surprise": "surprise",
-}  # fmt: skip
+FOLDER_OF = dict(zip(FER_CLASSES, FER_FOLDERS, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """Pretrained weights: the real loading code, fed with a small made-up file over loopback."""
 
 import hashlib
-import http.server
-import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from test_faces import server  # noqa: F401 (a fixture)
 from torchvision.models import ResNet34_Weights, get_model
 
 from fer_helpers import mounts, pretrained
@@ -43,44 +42,25 @@ def point_to(monkeypatch, url):
     monkeypatch.setattr(ResNet34_Weights.DEFAULT.value, "url", url)
 
 
-@pytest.fixture
-def served(tmp_path):
-    """A loopback server over a folder; yields the folder, the address and the list of requests."""
-    folder, requests = tmp_path / "served", []
-    folder.mkdir()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *args):
-            requests.append(self.path)
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}", requests
-        server.shutdown()
-
-
-def test_imagenet_weights_are_downloaded_checked_and_cached(served, monkeypatch):
-    folder, address, requests = served
-    path = write(folder, "resnet34", constant_state("resnet34"))
+def test_imagenet_weights_are_downloaded_checked_and_cached(server, monkeypatch, tmp_path):  # noqa: F811
+    path = write(tmp_path, "resnet34", constant_state("resnet34"))
     assert path.stat().st_size < 200_000
-    point_to(monkeypatch, f"{address}/{path.name}")
+    server.answers[f"/{path.name}"] = 200, {}, path.read_bytes()
+    point_to(monkeypatch, f"{server.url}/{path.name}")
     for _ in range(2):
         model = build_model(8, pretrained="imagenet")
         assert (model.backbone.conv1.weight == 0.5).all()
         assert (model.backbone.layer4[2].bn2.running_var == 0.5).all()
         assert not (model.head[1].weight == 0.5).any()
-    assert len(requests) == 1
+    assert len(server.requests) == 1
     assert describe(model).endswith(f"; backbone from {path.name}")
     assert model.architecture["pretrained"] == "none"  # a checkpoint needs no download to rebuild
 
 
-def test_a_download_with_the_wrong_hash_is_refused_and_not_kept(served, monkeypatch, tmp_path):
-    folder, address, _ = served
-    write(folder, "resnet34", constant_state("resnet34")).rename(folder / "resnet34-00000000.pth")
-    point_to(monkeypatch, f"{address}/resnet34-00000000.pth")
+def test_a_download_with_the_wrong_hash_is_refused_and_not_kept(server, monkeypatch, tmp_path):  # noqa: F811
+    path = write(tmp_path, "resnet34", constant_state("resnet34"))
+    server.answers["/resnet34-00000000.pth"] = 200, {}, path.read_bytes()
+    point_to(monkeypatch, f"{server.url}/resnet34-00000000.pth")
     with pytest.raises(WeightsError, match="invalid hash"):
         build_model(8, pretrained="imagenet")
     assert not list((tmp_path / "torch").rglob("*.pth*"))

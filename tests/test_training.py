@@ -150,11 +150,8 @@ def test_soft_labels_take_the_place_of_the_labels(tmp_path):
     with torch.inference_mode():
         assert (model(PREPROCESS(faces().images())).argmax(1) == 2).all()
     assert result.history[-1]["train_accuracy"] == 1
-    phase = resuming.Phase(
-        faces(), None, recipe(keep="last", schedule="cosine"), PREPROCESS, AUGMENT, 0,
-        torch.device("cpu"), "fp32", soft_labels=some_soft_labels(),
-    )  # fmt: skip
-    _, targets, _ = Feed(phase)(np.array([5, 3]))
+    given = replace(phase(), soft_labels=some_soft_labels())
+    _, targets, _ = Feed(given)(np.array([5, 3]))
     assert np.array_equal(targets.numpy(), some_soft_labels()[[5, 3]])
 
 
@@ -179,12 +176,10 @@ def test_votes_count_as_much_as_the_recipe_says():
 def test_votes_are_mixed_like_the_labels():
     """With the labels as votes, what is foretold of both is the same."""
     labels = np.arange(24) % 3
-    phase = resuming.Phase(
-        faces(), selection_faces(), recipe(mixup=1.0, mix_probability=1.0, vote_weight=1.0),
-        PREPROCESS, AUGMENT, 0, torch.device("cpu"), "fp32", np.eye(3, dtype=np.float32)[labels],
-    )  # fmt: skip
-    batch = Feed(phase)(np.arange(8))
-    _, targets, votes = feeding.prepare(phase, make_parts(phase, net()), *batch, number=0)
+    votes = np.eye(3, dtype=np.float32)[labels]
+    given = phase(votes=votes, mixup=1.0, mix_probability=1.0, vote_weight=1.0)
+    batch = Feed(given)(np.arange(8))
+    _, targets, votes = feeding.prepare(given, make_parts(given, net()), *batch, number=0)
     assert torch.equal(targets, votes)
     assert not torch.equal(votes, batch[2])
 
@@ -359,10 +354,9 @@ def test_nothing_is_written_outside_of_the_folder(tmp_path):
     assert kept_in(tmp_path / "phase") == FILES
 
 
-@pytest.mark.parametrize("sets", [{"train": scored_faces()}, {"selection": scored_faces()}])
-def test_a_test_set_is_refused(tmp_path, sets):
+def test_a_test_set_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TrainingError, match="a test set is never trained or chosen on"):
-        train(tmp_path, **sets)
+        train(tmp_path, selection=scored_faces())
     assert not os.listdir(tmp_path)
 
 
@@ -415,14 +409,10 @@ def test_a_step_reads_no_value_off_the_device():
 
     # Without what reads on a CPU alone: `one_hot` (mixing, focal loss) looks at its input there,
     # and the running average at its counter, which never leaves the CPU.
-    learned = recipe(clip_norm=1.0, vote_weight=0.5, schedule="cosine")
-    phase = resuming.Phase(
-        faces(), selection_faces(), learned, PREPROCESS, AUGMENT, 0, torch.device("cpu"), "fp32",
-        some_votes(),
-    )  # fmt: skip
-    parts, batch = make_parts(phase, net()), Feed(phase)(np.arange(8))
+    given = phase(votes=some_votes(), clip_norm=1.0, vote_weight=0.5, schedule="cosine")
+    parts, batch = make_parts(given, net()), Feed(given)(np.arange(8))
     with NoReading():
-        training.train_step(phase, parts, *batch, 0)
+        training.train_step(given, parts, *batch, 0)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoReading():
         float(torch.ones(1))
 
@@ -457,15 +447,12 @@ def test_no_batch_holds_a_single_face(tmp_path):
 
 def test_feed_gives_the_faces_of_the_rows():
     some = faces().take(np.array([4, 8, 15]))
-    phase = resuming.Phase(
-        some, selection_faces(), recipe(vote_weight=0.5), PREPROCESS, AUGMENT, 0,
-        torch.device("cpu"), "fp32", np.arange(6, dtype=np.float32).reshape(3, 2),
-    )  # fmt: skip
-    pixels, labels, votes = Feed(phase)(np.array([2, 0]))
+    given = phase(some, votes=np.arange(6, dtype=np.float32).reshape(3, 2), vote_weight=0.5)
+    pixels, labels, votes = Feed(given)(np.array([2, 0]))
     assert pixels.shape == (2, 1, 16, 16) and pixels.dtype == torch.uint8
     assert np.array_equal(pixels[0, 0].numpy(), faces().images()[15, ..., 0])
     assert labels.tolist() == [0, 1] and votes.tolist() == [[4, 5], [0, 1]]
-    assert Feed(replace(phase, recipe=recipe()))(np.array([2, 0]))[2].shape == (2, 0)
+    assert Feed(replace(given, recipe=recipe()))(np.array([2, 0]))[2].shape == (2, 0)
 
 
 # Stopping and going on
@@ -661,15 +648,13 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, eager):
 
 def test_losses_are_looked_at_in_order_however_rarely(tmp_path, monkeypatch):
     """As on a GPU, where a look waits: the sums of an epoch must not depend on when."""
-    phase = resuming.Phase(
-        faces(), selection_faces(), recipe(), PREPROCESS, AUGMENT, 0, torch.device("cpu"), "fp32"
-    )
+    given = phase()
     losses = torch.rand(6, generator=torch.Generator().manual_seed(0))
     waiting = [(np.arange(8), loss, torch.tensor(3)) for loss in losses]
     at_once, one_by_one = resuming.Progress(), resuming.Progress()
     for one in waiting:
-        training.look(phase, one_by_one, [one])
-    training.look(phase, at_once, waiting)
+        training.look(given, one_by_one, [one])
+    training.look(given, at_once, waiting)
     assert at_once == one_by_one and not waiting
     assert (at_once.step, at_once.seen, at_once.hits) == (6, 48, 18)
     assert at_once.loss == pytest.approx(8 * float(losses.sum()))

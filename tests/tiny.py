@@ -14,7 +14,7 @@ from fer_helpers.files import LOCK
 from fer_helpers.models import build_model
 from fer_helpers.phases import Phase
 from fer_helpers.preprocess import Preprocess
-from fer_helpers.splits import SelectionSet, Splits, TestSet, TrainSet
+from fer_helpers.splits import SelectionSet, TestSet, TrainSet
 from fer_helpers.training import train_phase
 
 NAMES = ("Happy", "Sad", "Surprise")
@@ -60,10 +60,6 @@ def selection_faces(n=9, **more):
 def scored_faces(n=12, *, leak_free=None, **more):
     leak_free = np.ones(n, bool) if leak_free is None else leak_free
     return faces(TestSet, n, seed=2, leak_free=leak_free, **{"split": "test", **more})
-
-
-def tiny_splits(**more):
-    return Splits(faces(), selection_faces(), (scored_faces(**more),), sentence="Tiny.")
 
 
 def some_votes(n=24, choices=5):
