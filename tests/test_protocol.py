@@ -77,6 +77,15 @@ def test_nothing_is_fitted_without_a_selection_set(asked):
     assert results[0].entries[0]["stamp"]["selection_set"] == "none"
 
 
+def test_a_set_to_score_cannot_be_learned_or_chosen_on():
+    learned, chosen, scored = faces(), selection_faces(), scored_faces()
+    Splits(learned, None, (scored,), "")
+    for wrong in ((scored, chosen, (scored,)), (learned, scored, (scored,)),
+                  (learned, chosen, (chosen,))):  # fmt: skip
+        with pytest.raises(TypeError, match="kept apart: give it a"):
+            Splits(*wrong, "")
+
+
 def test_headline_is_the_first_set_with_one_view(asked):
     results, _, _ = score(splits())
     assert [result.test.split for result in results] == ["test", "PublicTest"]
