@@ -1,7 +1,8 @@
 """Other people's datasets: the honest test of a face classifier was no part of its training.
 
 Whether that is so is looked up, not assumed: the same files, the same name, or single pictures that
-some phase trained or chose on make a set *seen*.
+some phase trained or chose on make a set *seen*. Without such pictures it is scored again, which is
+its *leak-free* score.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from fer_helpers.runs import RunError
 from fer_helpers.splits import TestSet
 
 
-def why_seen(faces: Any, used: Sequence[Any]) -> str:
-    """Say why a set does not count as unseen; an empty text if nothing was found.
+def why_seen(faces: Any, used: Sequence[Any]) -> tuple[str, np.ndarray]:
+    """Say why a set does not count as unseen (an empty text if nothing was found), and which part.
 
     Looks for the same files (content hash), the same dataset name, and the same pixels in pictures
     of the same size; blank pictures, which are all alike anyway, are left out.
@@ -30,19 +31,26 @@ def why_seen(faces: Any, used: Sequence[Any]) -> str:
     Args:
         faces: The `FaceSet` to be scored.
         used: Every `FaceSet` that any phase trained or chose on.
+
+    Returns:
+        The reason, and bool (N,): True for a seen picture, and for all of a set with the same files
+        or name.
     """
+    seen, reasons = np.ones(len(faces), bool), []
     for other in used:
         if other.content_hash == faces.content_hash:
-            return f"the same files as {other.dataset} {other.split}"
+            return f"the same files as {other.dataset} {other.split}", seen
         if other.dataset.casefold() == faces.dataset.casefold():
-            return f"{other.dataset} was used ({other.split})"
-    own = _pixel_hashes(faces)
+            return f"{other.dataset} was used ({other.split})", seen
+    own, seen = _pixel_hashes(faces), ~seen
     for other in used:
         known = set(_pixel_hashes(other)) - {""}
-        shared = sum(digest in known for digest in own)
-        if shared:
-            return f"{shared:,} of {len(own):,} pictures are in {other.dataset} {other.split} too"
-    return ""
+        shared = np.array([digest in known for digest in own], bool)
+        if shared.any():
+            where = f"{other.dataset} {other.split}"
+            reasons.append(f"{shared.sum():,} of {len(own):,} pictures are in {where} too")
+        seen |= shared
+    return "; ".join(reasons), seen
 
 
 def _pixel_hashes(faces: Any) -> list[str]:
@@ -142,7 +150,8 @@ def cross_dataset(
         bootstrap: Draws for the intervals; 0 for none.
 
     Returns:
-        `{"stamp", "seen" (a reason or ""), "class_names", "left_out" (pictures), "numbers"}`.
+        `{"stamp", "seen" (a reason or ""), "class_names", "left_out" (pictures), "numbers",
+        "leak_free"}`; the last are the numbers without the seen pictures, None if none is left.
 
     Raises:
         RunError: Fewer than two classes are shared.
@@ -152,20 +161,26 @@ def cross_dataset(
     labels = np.array([position.get(name, -1) for name in faces.class_names])[faces.labels]
     kept = labels >= 0
     columns = [list(model_classes).index(name) for name in shared]
-    numbers = evaluate(
-        np.asarray(logits)[kept][:, columns],
-        labels[kept],
-        shared,
-        temperature=temperature,
-        bootstrap=bootstrap,
-        seed=stamp["seed"],
-    )
+    why, seen = why_seen(faces, used)
+    free = kept & ~seen
+
+    def numbers_of(part: np.ndarray) -> dict[str, Any]:
+        return evaluate(
+            np.asarray(logits)[part][:, columns],
+            labels[part],
+            shared,
+            temperature=temperature,
+            bootstrap=bootstrap,
+            seed=stamp["seed"],
+        )
+
     return {
         "stamp": {**stamp, "n": int(kept.sum())},
-        "seen": why_seen(faces, used),
+        "seen": why,
         "class_names": shared,
         "left_out": int((~kept).sum()),
-        "numbers": numbers,
+        "numbers": numbers_of(kept),
+        "leak_free": numbers_of(free) if free.any() else None,
     }
 
 
@@ -186,6 +201,7 @@ def cross_dataset_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 "low": low,
                 "high": high,
                 "macro_f1": row["numbers"]["macro_f1"],
+                "leak_free_accuracy": row["leak_free"]["accuracy"] if row["leak_free"] else None,
                 "status": f"seen: {row['seen']}" if row["seen"] else "cross-dataset",
             }
         )

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from fer_helpers.files import rename
 from fer_helpers.layouts import (
@@ -60,7 +60,7 @@ def download(name: str, folder: str | Path) -> str:
         One sentence on what is there now.
 
     Raises:
-        DataError: no access, an archive that cannot be unpacked, or wrong counts.
+        DataError: no access, an archive that is refused or cannot be unpacked, or wrong counts.
     """
     source, folder = SOURCES[name], Path(folder)
     target = folder / name
@@ -137,13 +137,21 @@ def unpack(archive: Path, target: Path) -> None:
     """Unzip an archive into a new folder.
 
     `zipfile` itself keeps everything inside: it drops what in a member's name would lead out, and
-    writes a link as a plain file.
+    writes a link as a plain file. But such a name says that this is not Kaggle's archive.
 
     Raises:
-        DataError: the archive is damaged, or the disk is too small.
+        DataError: a member's name leads out of the folder, the archive is damaged, or the disk is
+            too small.
     """
     try:
         with zipfile.ZipFile(archive) as file:
+            for name in file.namelist():
+                path = PureWindowsPath(name)  # which takes both kinds of slashes for one
+                if path.anchor or ".." in path.parts:
+                    raise DataError(
+                        f"{archive} holds {name!r}, which leads out of its folder: nothing was "
+                        "unpacked, so delete it and download it again"
+                    )
             size = sum(member.file_size for member in file.infolist())
             free = shutil.disk_usage(archive.parent).free
             if size > free:

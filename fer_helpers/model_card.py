@@ -382,11 +382,13 @@ def _other_datasets(record: RunRecord) -> list[str]:
             f"{row['stamp']['n']:,}",
             ", ".join(map(escape, row["class_names"])),
             _with_interval(row["numbers"], "accuracy"),
+            f"{_with_interval(twin, 'accuracy')}, n = {twin['n']:,}" if twin else "–",
             escape(row["seen"]) or "not seen in any phase",
         )
         for row in record.metrics.get("cross_dataset", [])
+        for twin in [row.get("leak_free")]  # None where all was seen, and in older runs
     ]
-    head = ("set", "n", "shared classes", "accuracy [95 %]", "seen?")
+    head = ("set", "n", "shared classes", "accuracy [95 %]", "leak-free accuracy [95 %]", "seen?")
     return ["## Other datasets", *_table(head, rows)] if rows else []
 
 

@@ -121,6 +121,9 @@ class Splits:
         notes: what else the reader should know: bad files skipped, folders renamed, ...
         bad_files: `(name, reason)` of every file that was skipped.
         scored: the part of `sentence` that says what is scored.
+
+    Raises:
+        TypeError: a set stands where its type does not belong.
     """
 
     train: TrainSet
@@ -130,6 +133,18 @@ class Splits:
     notes: tuple[str, ...] = ()
     bad_files: tuple[tuple[str, str], ...] = ()
     scored: str = ""
+
+    def __post_init__(self):
+        """Keep what is scored apart from what is learned and chosen on."""
+        wanted = [("train", self.train, TrainSet)]
+        wanted += [("selection", self.selection, SelectionSet)] * (self.selection is not None)
+        wanted += [("tests", test, TestSet) for test in self.tests]
+        for role, faces, kind in wanted:
+            if not isinstance(faces, kind):
+                raise TypeError(
+                    f"Splits.{role} has a {type(faces).__name__}, but what is learned, chosen on "
+                    f"and scored must be kept apart: give it a {kind.__name__}."
+                )
 
 
 def _shares(counts: np.ndarray, size: int) -> np.ndarray:

@@ -286,7 +286,7 @@ def play(draw, name, **choices):
 # Votes, other datasets and photos that the parameters name are read now: a misspelled path should
 # stop the notebook here and not after the training.
 
-# %%
+# %% tags=["nbval-check-output"]
 others = load_others(
     config.extra_test_dirs, FER_CLASSES or AFFECTNET_CLASSES, run.origin,
     grey=config.affectnet_grey or affectnet is None, **reading,  # as phase 1 keeps its faces
@@ -296,7 +296,7 @@ if config.ferplus_votes and fer:
     test_votes = read_ferplus_votes(config.ferplus_votes, fer.tests[0])
 print(f"{len(others)} other datasets, {'no' if test_votes is None else 'with'} FER+ votes.")
 
-# %%
+# %% tags=["nbval-check-output"]
 photos = {Path(PHOTO).name: read_image(PHOTO)} if PHOTO else {}
 if GDOWN_ID:
     path = download_example(GDOWN_ID, run.folder / "photos")
@@ -330,7 +330,7 @@ for name, splits in datasets.items():
 # blanks, unreadable files, and file names that give the class away. `DROP_TEST_TWINS`,
 # `DROP_CONFLICTS` and `DROP_BLANKS` act on the training set; the test sets stay as they are.
 
-# %%
+# %% tags=["nbval-check-output"]
 reports = {}
 for name, splits in datasets.items():
     reports[name] = check_data(splits, near=0.99 if config.near_twins else None)
@@ -346,7 +346,7 @@ for name, splits in datasets.items():
     else:
         print(f"{splits.train.dataset}: nothing to look at.")
 
-# %%
+# %% tags=["nbval-check-output"]
 for name, splits in datasets.items():
     datasets[name] = clean_train(
         splits, drop_test_twins=config.drop_test_twins, drop_conflicts=config.drop_conflicts,
@@ -892,7 +892,7 @@ used = [faces for s in learned for faces in (s.train, s.selection) if faces is n
 begun_elsewhere = config.pretrained not in ("none", "imagenet")
 perhaps = f"perhaps, by what made {config.pretrained}" if begun_elsewhere else ""
 
-# %%
+# %% tags=["nbval-check-output"]
 rows = []
 for other in others:
     logits = inference.predict_logits(model, other, pre, **where)
@@ -921,7 +921,7 @@ saved = run.folder / "model.safetensors"
 answer = predict_single_image(test.images([position])[0], saved, crop="none")
 print(f"truth {names[test.labels[position]]}, answer {answer.label} ({answer.confidence:.1f} %)")
 
-# %%
+# %% tags=["nbval-check-output"]
 everybody = {name: predict_faces(photo, saved) for name, photo in photos.items()}
 for name, answers in everybody.items():
     print(f"{name}:" if len(answers) == 1 else f"{name}, the largest of {len(answers)} faces:")

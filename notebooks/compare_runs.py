@@ -100,8 +100,8 @@ else:
 # were equally good, it would be half and half; the p-value says how surprising the split is. With
 # many pairs some look surprising by luck alone, so the matrix shows values corrected for their
 # number (Holm). `low` and `high` in the table bound the difference in accuracy (95 %). Where a set
-# contains the images that epochs were chosen on, the title says so: the run that chose more is
-# favored there.
+# contains the images that epochs were chosen on, the line below the matrix says so: the run that
+# chose more is favored there.
 
 # %%
 sets = table[["dataset", "split"]].drop_duplicates().itertuples(index=False, name=None)
@@ -110,9 +110,9 @@ for dataset, split in sets if len(records) > 1 else ():
     matrix = comparison.mcnemar_matrix(pairs)
     notes = table.loc[(table["dataset"] == dataset) & (table["split"] == split), "note"]
     seen = notes.str.contains("selection split").any()
-    chosen = ", contains the selection split" if seen else ""
-    title = f"{dataset} {split}: McNemar, p-values after Holm{chosen}"
-    display(plot_mcnemar(matrix, list(matrix), title=title, note=note))
+    about = f"contains the selection split, {note}" if seen else note
+    title = f"{dataset} {split}: McNemar, p-values after Holm"
+    display(plot_mcnemar(matrix, list(matrix), title=title, note=about))
     chances = pairs[["p_value", "p_holm"]].map(p_text, na_action="ignore")
     display(pairs.round(4).assign(**chances))
 if len(records) == 1:

@@ -20,8 +20,11 @@ from check_notebooks import problems
 from jupytext.config import load_jupytext_config
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from sklearn.linear_model import LogisticRegression
 
 import fer_helpers
+from fer_helpers.data import load_fer2013
+from fer_helpers.demo_faces import write_demo_faces
 from notebooks import build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +122,28 @@ def test_cells_of_the_main_notebook_are_short():
         if len(cell.source.splitlines()) > 15 and "parameters" not in cell.metadata.get("tags", [])
     }
     assert not long
+
+
+def accuracy_of_the_demo() -> float:
+    """The headline of the stored main notebook, in percent."""
+    line = r"FER2013 PrivateTest, drawn faces: \d+ images\naccuracy +(\d+\.\d+) %"
+    return float(re.search(line, printed(stored(MAIN))).group(1))
+
+
+def test_drawn_faces_are_neither_too_easy_nor_too_hard():
+    assert 75 <= accuracy_of_the_demo() <= 95
+
+
+@pytest.mark.slow
+def test_drawn_faces_need_more_than_a_linear_classifier(tmp_path):
+    drawn = write_demo_faces(tmp_path / "drawn") / "fer2013"
+    reading = {"cache_dir": tmp_path, "size": 48, "max_bad_share": 0.01}
+    splits = load_fer2013(drawn / "train", drawn / "test", **reading)
+    test = splits.tests[0]
+    train_pixels, pixels = (f.images().reshape(len(f), -1) / 255 for f in (splits.train, test))
+    linear = LogisticRegression(max_iter=2000).fit(train_pixels, splits.train.labels)
+    assert test.split == "PrivateTest"
+    assert 100 * linear.score(pixels, test.labels) <= accuracy_of_the_demo() - 10
 
 
 def test_papermill_understands_the_parameters_cell():

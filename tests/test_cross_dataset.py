@@ -32,23 +32,30 @@ def pictures(n, seed, channels=1):
 
 def test_what_was_used_is_seen():
     new = Faces(pictures(5, 0), "RAF-DB")
-    assert why_seen(new, [Faces(pictures(9, 1), "FER2013")]) == ""
-    assert "same files" in why_seen(new, [Faces(pictures(9, 1), "other", "RAF-DB")])
-    assert "was used" in why_seen(new, [Faces(pictures(9, 1), "raf-db", "another")])
+    why, seen = why_seen(new, [Faces(pictures(9, 1), "FER2013")])
+    assert why == "" and not seen.any()
+    for whole, words in (("other", "RAF-DB"), "same files"), (("raf-db", "another"), "was used"):
+        why, seen = why_seen(new, [Faces(pictures(9, 1), *whole)])
+        assert words in why and seen.all()
     shared = np.concatenate([pictures(9, 1), new.pixels[:2]])
-    assert why_seen(new, [Faces(shared, "FER2013")]).startswith("2 of 5")
-    in_color = Faces(np.repeat(shared, 3, axis=-1), "FER2013")
-    assert why_seen(new, [in_color]).startswith("2 of 5")
+    for faces in (shared, np.repeat(shared, 3, axis=-1)):  # the second in color
+        why, seen = why_seen(new, [Faces(faces, "FER2013")])
+        assert why == "2 of 5 pictures are in FER2013 train too"
+        assert seen.tolist() == [True, True, False, False, False]
+    more = Faces(new.pixels[1:3], "AffectNet", split="selection")
+    why, seen = why_seen(new, [Faces(shared, "FER2013"), more])
+    assert why.endswith("train too; 2 of 5 pictures are in AffectNet selection too")
+    assert seen.tolist() == [True, True, True, False, False]
     colors = pictures(9, 1, channels=3)
     grey = [np.asarray(Image.fromarray(face).convert("L"))[..., None] for face in colors[:3]]
-    assert why_seen(Faces(np.stack(grey), "CK+"), [Faces(colors, "FER2013")]).startswith("3 of 3")
+    assert why_seen(Faces(np.stack(grey), "CK+"), [Faces(colors, "FER2013")])[1].all()
 
 
 def test_blank_pictures_make_nothing_seen():
     blank = np.zeros((1, 6, 6, 1), dtype=np.uint8)
     new = Faces(np.concatenate([pictures(3, 0), blank]), "RAF-DB")
     used = Faces(np.concatenate([pictures(3, 1), blank]), "FER2013")
-    assert why_seen(new, [used]) == ""
+    assert why_seen(new, [used])[0] == ""
 
 
 def test_a_foreign_set_is_scored_on_the_shared_classes():
@@ -61,14 +68,22 @@ def test_a_foreign_set_is_scored_on_the_shared_classes():
     )
     logits = np.array([[9, 0, 0], [1, 9, 2], [3, 9, 2], [5, 9, 1], [1, 0, 2]], dtype=np.float32)
     taken_on = stamp("test", 5, 1, 0, "none", "x", "drawn", dataset="CK+")
-    row = cross_dataset(new, logits, ["Anger", "Happy", "Sad"], [new], taken_on, bootstrap=50)
+    names = ["Anger", "Happy", "Sad"]
+    row = cross_dataset(new, logits, names, [new], taken_on, bootstrap=50)
     assert row["class_names"] == ["Anger", "Sad"]
     assert (row["left_out"], row["stamp"]["n"]) == (1, 4)
     # Without Happy: Sad, Anger (wrong), Anger, Sad (wrong).
     assert row["numbers"]["accuracy"] == 0.5
     assert row["numbers"]["confusion"] == [[1, 1], [1, 1]]
-    table = cross_dataset_table([row, {**row, "seen": ""}])
+    assert row["leak_free"] is None  # all of it was used
+    # Two of its pictures were used: the one left out, and the first that is answered right.
+    used = [Faces(new.pixels[:2], "FER2013")]
+    partly = cross_dataset(new, logits, names, used, taken_on, bootstrap=50)
+    assert (partly["leak_free"]["n"], partly["leak_free"]["accuracy"]) == (3, 1 / 3)
+    assert partly["numbers"] == row["numbers"]
+    table = cross_dataset_table([row, {**partly, "seen": ""}])
     assert table["status"].str.startswith("seen").tolist() == [True, False]
+    assert table["leak_free_accuracy"].fillna(-1).tolist() == [-1, 1 / 3]
     with pytest.raises(RunError, match="shares 1"):
         cross_dataset(new, logits, ["Anger", "x", "y"], [], taken_on)
 

@@ -199,6 +199,16 @@ def test_wrong_counts_leave_nothing_behind(kaggle, credentials, tmp_path):
 # ---------------------------------------------------------------- archives
 
 
+@pytest.mark.parametrize(
+    "name", ["../outside.txt", "/etc/outside", "a/../../outside", "C:/outside", "..\\outside"]
+)
+def test_members_that_lead_out_of_the_folder_are_refused(tmp_path, name):
+    (tmp_path / "bad.zip").write_bytes(small_archive([(name, b"x")]))
+    with pytest.raises(DataError, match=r"bad\.zip holds .*outside.*, which leads out"):
+        download.unpack(tmp_path / "bad.zip", tmp_path / "data")
+    assert files_in(tmp_path) == ["bad.zip"]
+
+
 def test_a_damaged_archive_is_refused(tmp_path):
     good = io.BytesIO()
     with zipfile.ZipFile(good, "w", zipfile.ZIP_DEFLATED) as file:

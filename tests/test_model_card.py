@@ -113,7 +113,10 @@ def test_the_card_shows_slices_robustness_and_other_datasets(run, tmp_path):
         "robustness": {"stamp": real, "accuracy": {"blur": [0.8, 0.6], "noise": [0.8, 0.7]}},
         "slices": {"stamp": real, "parts": {"sharpness": thirds, "size": thirds[:1]}},
         "abstain": {"stamp": real, "threshold": 0.55, "coverage": 0.78, "accuracy": 0.91},
-        "cross_dataset": [other, {**other, "seen": "FER2013 was used (train)"}],
+        "cross_dataset": [
+            {**other, "leak_free": result["leak_free"]},
+            {**other, "seen": "FER2013 was used (train)"},
+        ],
     }
     text = model_card(made_real(run, tmp_path, **more))
     assert "| blur | 80.0 % | 60.0 % |" in text
@@ -121,8 +124,9 @@ def test_the_card_shows_slices_robustness_and_other_datasets(run, tmp_path):
     assert "from a confidence of 55.0 % on (chosen on the selection set), it answers 78.0 %" in text
     answered = "it answers 78.0 % of the pictures (n = 117) and is right about 90.6 % [83.9, 94.7]"
     assert answered in text  # of 150
-    assert "(*seen*)" in text
-    assert "FER2013 was used (train)" in text
+    twin = f"n = {result['leak_free']['n']} |"
+    assert f"{twin} not seen in any phase |" in text
+    assert "(*seen*)" in text and "| – | FER2013 was used (train) |" in text
     assert "Not measured in this run: pose, size (every picture has 48 pixels)." in text
 
 

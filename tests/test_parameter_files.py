@@ -17,6 +17,7 @@ from fer_helpers.checkpoints import load_model
 from fer_helpers.config import Config, read_parameters
 from fer_helpers.data import load_fer2013
 from fer_helpers.demo_faces import draw_face, write_demo_faces
+from fer_helpers.evaluation import abstain_threshold
 from fer_helpers.ferplus import VOTES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,6 +148,14 @@ def test_phase_1_alone(run):
     assert len(load_model(folder).class_names) == 8
 
 
+# What menus and sliders can ask for.
+OTHER_CHOICES = """
+asked = [cell_of(names[test.labels[0]], names[predicted[0]]), answered_with(0.95), looked_at(0)]
+asked += [against(class_names[-1], class_names[0]), silence(0.9)]
+assert all(figure is not None for figure in asked)
+"""
+
+
 def test_cells_can_be_run_again(run, notebook, tmp_path):
     """Those of phase 1 when phase 2 has ended: what is saved is phase 2's network all the same."""
     again = nbformat.read(notebook, as_version=4)
@@ -154,16 +163,40 @@ def test_cells_can_be_run_again(run, notebook, tmp_path):
     training = next(s for s in sources if "eight = copy.deepcopy(start)" in s)
     scoring = next(s for s in sources if "of_eight = score_tests" in s)
     evaluation = next(i for i, s in enumerate(sources) if "final = list(phases)[-1]" in s)
-    for source in (training, scoring, *sources[evaluation:]):
+    for source in (training, scoring, *sources[evaluation:], OTHER_CHOICES):
         again.cells.append(nbformat.v4.new_code_cell(source))
     nbformat.write(again, tmp_path / "again.ipynb")
     demo = ROOT / "params" / "demo.yaml"
-    folder, _ = run(demo, notebook=tmp_path / "again.ipynb", AFFECTNET_GREY=False)
+    folder, _ = run(demo, notebook=tmp_path / "again.ipynb", AFFECTNET_GREY=False, EMBEDDING=True)
     loaded, phase2 = load_model(folder), load_model(folder / "fer2013")
     assert loaded.extra["best_epoch"] == 1 and len(loaded.extra["balanced_shift"]) == 7
     assert (loaded.class_names, loaded.preprocess) == (phase2.class_names, phase2.preprocess)
     weights = phase2.model.state_dict()
     assert all(weights[name].equal(w) for name, w in loaded.model.state_dict().items())
+
+
+REAL = ROOT / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not ((REAL / "affectnet").exists() and (REAL / "fer2013").exists()),
+    reason="needs both datasets in data/ (make data-dev)",
+)
+def test_both_phases_run_on_real_faces(run):
+    folders = {"AFFECTNET_DIR": str(REAL / "affectnet")}
+    for part in ("train", "test"):
+        folders[f"FER_{part.upper()}_DIR"] = str(REAL / "fer2013" / part)
+    folder, _ = run(  # as decoded by earlier runs, if there were any
+        ROOT / "params" / "local.yaml", MAX_IMAGES=200, IMAGE_SIZE=48, CACHE_DIR="", **folders
+    )
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    stamps = [entry["stamp"] for entry in metrics["results"] if entry["headline"]]
+    assert [stamp["dataset"] for stamp in stamps] == ["FER2013", "AffectNet"]
+    assert {(stamp["origin"], stamp["n"]) for stamp in stamps} == {("real", 200)}
+    assert pd.read_csv(folder / "history.csv")["phase"].tolist() == ["affectnet", "fer2013"]
+    assert "FER2013: 200 faces in" in printed(folder)  # of train
+    assert "not marked as finished" not in (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 OTHERS = [file for file in FILES if file.stem != "demo"]
@@ -197,6 +230,15 @@ def check_run(file, run, cache):
     loaded = load_model(folder)
     assert len(loaded.class_names) == 7 and loaded.extra["origin"] == "drawn"
     assert loaded.extra["min_confidence"] == TINY["MIN_CONFIDENCE"]
+    headline = metrics["results"][0]  # of the last phase, which was scored first
+    assert headline["headline"]
+    assert loaded.temperature == headline["numbers"]["temperature"] != 1
+    if headline["stamp"]["selection_set"].startswith("FER2013 PublicTest"):
+        chosen_on = predictions[predictions["split"] == "PublicTest"]
+        shares = chosen_on[[f"p_{name}" for name in loaded.class_names]].to_numpy(np.float64)
+        labels = chosen_on["truth"].map(loaded.class_names.index)
+        threshold = abstain_threshold(shares, labels.to_numpy(), coverage=0.8)["threshold"]
+        assert metrics["abstain"]["threshold"] == pytest.approx(threshold, abs=1e-6)
     for phase in phases:
         assert load_model(folder / phase).preprocess.size == TINY["IMAGE_SIZE"]
     assert list((folder / "figures").glob("*.png"))

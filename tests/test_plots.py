@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import tempfile
+from functools import cache
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -15,7 +17,7 @@ from PIL import Image
 from test_confusions import NAMES
 from test_confusions import ORIGINAL as CONFUSION
 
-from fer_helpers import plots
+from fer_helpers import comparison, plots
 from fer_helpers.evaluation import (
     abstain_threshold,
     answered_above,
@@ -86,6 +88,15 @@ def suspects(n):
     ] * n
 
 
+@cache
+def made_up_runs():
+    """As many as have two rows of names in the legend, which are as long as are shown whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(4):
+            comparison.write_made_up_run(folder, f"a run of the recipe number {seed:06}", seed=seed)
+        return comparison.read_runs(comparison.find_runs(folder))[0]
+
+
 def draws(names):
     """How to draw every figure of the module, by name."""
     probabilities, labels = answers()
@@ -121,8 +132,10 @@ def draws(names):
             [[np.nan, 0.01], [0.01, np.nan]],
             names[:2],
             title="FER2013 Public + Private: McNemar, p-values after Holm",
-            **note,
+            note="contains the selection split, drawn faces",
         ),
+        "intervals": lambda: comparison.plot_intervals(comparison.compare(made_up_runs())),
+        "histories": lambda: comparison.plot_histories(made_up_runs()),
         "attention": lambda: plots.plot_attention(
             faces(3),
             {
@@ -149,15 +162,15 @@ GALLERIES = ("samples", "augmentation", "mistakes", "attention", "suspects")
 
 
 def test_every_plot_function_is_drawn_here(figures):
-    offered = {name for name in plots.__all__ if name.startswith("plot_")}
-    assert {f"plot_{name}" for name in figures} == offered
+    offered = {*plots.__all__, *vars(comparison)}
+    assert {f"plot_{name}" for name in figures} == {n for n in offered if n.startswith("plot_")}
 
 
 def test_figures_are_returned_closed_and_say_where_the_data_comes_from(figures):
     assert plt.get_fignums() == []
     for name, figure in figures.items():
         assert isinstance(figure, Figure), name
-        assert "drawn faces" in texts(figure), name
+        assert any(text.endswith("drawn faces") for text in texts(figure)), name
 
 
 def test_a_figure_is_a_small_opaque_png(figures):

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fer_helpers import protocol
+from fer_helpers.augment import Augment
 from fer_helpers.evaluation import evaluate, fit_tau, fit_temperature, logit_adjust
 from fer_helpers.protocol import (
     balance,
@@ -11,7 +14,7 @@ from fer_helpers.protocol import (
     score_tests,
 )
 from fer_helpers.splits import SelectionSet, Splits, TestSet
-from tests.tiny import PREPROCESS, faces, net, scored_faces, selection_faces
+from tests.tiny import PREPROCESS, faces, net, scored_faces, selection_faces, train
 
 LEAK_FREE = np.arange(12) % 4 != 0
 
@@ -75,6 +78,15 @@ def test_nothing_is_fitted_without_a_selection_set(asked):
     results, temperature, chosen_on = score(splits(selection=False))
     assert temperature == 1 and chosen_on is None
     assert results[0].entries[0]["stamp"]["selection_set"] == "none"
+
+
+def test_a_set_to_score_cannot_be_learned_or_chosen_on():
+    learned, chosen, scored = faces(), selection_faces(), scored_faces()
+    Splits(learned, None, (scored,), "")
+    for wrong in ((scored, chosen, (scored,)), (learned, scored, (scored,)),
+                  (learned, chosen, (chosen,))):  # fmt: skip
+        with pytest.raises(TypeError, match="kept apart: give it a"):
+            Splits(*wrong, "")
 
 
 def test_headline_is_the_first_set_with_one_view(asked):
@@ -183,3 +195,19 @@ def test_without_a_selection_set_there_is_no_balanced_point(asked):
     given = splits(selection=False)
     with pytest.raises(ValueError, match="SELECTION_SIZE"):
         balance(score(given)[0][0], given, None)
+
+
+def test_a_run_on_shuffled_labels_scores_at_chance(tmp_path):
+    def shuffled(made):
+        return replace(made, labels=np.random.default_rng(1).permutation(made.labels))
+
+    given = Splits(*map(shuffled, (faces(), selection_faces())), (shuffled(scored_faces(300)),), "")
+    model, _ = train(
+        tmp_path, train=given.train, selection=given.selection, epochs=40, keep="last",
+        augment=Augment(),
+    )  # fmt: skip
+    answers = protocol.predict_logits(model, given.train, PREPROCESS).argmax(1)
+    assert (answers == given.train.labels).mean() > 0.6  # by heart, as pictures of a leak would be
+    numbers = score_tests(model, given, PREPROCESS, views=1, bootstrap=1000)[0][0].numbers
+    low, high = numbers["accuracy_interval"]
+    assert low < 1 / 3 < high < 0.45
