@@ -265,12 +265,13 @@ def test_wrong_files_and_names_are_refused(trained, exported, tmp_path):
         {"preprocess": Preprocess(size=48, channels=1).to_dict()},
     ):
         proto = onnx.load(exported)
-        kept = {prop.key: json.loads(prop.value) for prop in proto.metadata_props}
-        export._set_metadata(proto, kept | change)
+        kept = {prop.key: prop.value for prop in proto.metadata_props}
+        changed = {name: json.dumps(value) for name, value in change.items()}
+        onnx.helper.set_model_props(proto, kept | changed)
         onnx.save(proto, tmp_path / "odd.onnx")
         with pytest.raises(ExportError, match="not an ONNX file of this project"):
             load_onnx(tmp_path / "odd.onnx")
-    export._set_metadata(proto, kept | {"class_names": ["a", "a", "b", "c"]})
+    onnx.helper.set_model_props(proto, kept | {"class_names": '["a", "a", "b", "c"]'})
     onnx.save(proto, tmp_path / "odd.onnx")
     with pytest.raises(PredictionError, match="'a' twice"):
         load_classifier(tmp_path / "odd.onnx")
