@@ -1,3 +1,4 @@
+import errno
 import itertools
 import os
 import random
@@ -780,6 +781,25 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     with files.sole_writer(tmp_path), pytest.raises(files.FolderInUseError, match="RUN_NAME"):
         train(tmp_path)
     train(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="every disk of Windows can lock")
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_killed_process_leaves_no_lock_on_a_disk_that_cannot_lock(tmp_path, monkeypatch):
+    import fcntl
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    held = [files.sole_writer(tmp_path / "run" / "fer2013") for _ in range(2)]
+    for one in held:  # neither comes to its end
+        one.__enter__()
+        assert not files.in_use(tmp_path / "run")
+    lock = tmp_path / "run" / "fer2013" / files.LOCK
+    lock.write_text("1\nanother-container\n")  # as filelock left one before
+    assert not files.in_use(tmp_path / "run")
+    files.sole_writer(lock.parent).__enter__()
 
 
 # How long
