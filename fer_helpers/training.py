@@ -204,6 +204,9 @@ def step_that_fits(
     size = len(rows) // 2
     while size >= 2:
         parts.optimizer.zero_grad(set_to_none=True)
+        # Memory may have run out in the middle of their step; nothing goes on from what is left.
+        parts.optimizer.state.clear()
+        parts.scaler = torch.amp.GradScaler(phase.device.type, enabled=False)
         if phase.device.type != "cpu":  # `torch.accelerator` cannot on MPS: pytorch issue 186430
             (torch.mps if phase.device.type == "mps" else torch.cuda).empty_cache()
         try:

@@ -696,6 +696,25 @@ def test_out_of_memory_names_the_largest_half_that_fits(tmp_path, monkeypatch, e
             estimate_minutes(net(), faces(), selection_faces(), recipe(), **given)
 
 
+def test_memory_may_run_out_in_the_optimizer(tmp_path, monkeypatch):
+    """In the middle of it: Adam has begun its state, the scaler its step."""
+    real, fails = training.make_parts, iter([True, True, False])  # of 8, 4 and 2 faces
+
+    def begin(optimizer, *_):
+        if next(fails):
+            optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] = torch.tensor(0.0)
+            raise NO_MEMORY[0]
+
+    def make_parts(*arguments, **options):
+        parts = real(*arguments, **options)
+        parts.optimizer.register_step_pre_hook(begin)
+        return parts
+
+    monkeypatch.setattr(training, "make_parts", make_parts)
+    with pytest.raises(TrainingError, match=r"BATCH_SIZE 2 fits, .* \(another RUN_NAME\)"):
+        train(tmp_path, **(OPTIONS["adam"] | OPTIONS["fp16"]))
+
+
 def test_a_full_disk_in_the_middle_is_a_warning(tmp_path, monkeypatch, eager):
     disk, lines = full_disk(monkeypatch), []
 
