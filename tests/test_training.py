@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fer_helpers import feeding, files, phases, resuming, training
@@ -646,15 +647,24 @@ def test_a_loss_that_is_not_finite_names_the_files_and_keeps_the_last_good_state
         train(tmp_path / "1")
     rows = epoch_order(faces().labels, "shuffle", 0, 1)[8:16]
     assert f"epoch 2, step 2 (batch with {', '.join(faces().files[rows])})" in str(caught.value)
+    assert "in a new run (another RUN_NAME)" in str(caught.value)
     progress = load_state(tmp_path / "1" / "last.pt")["progress"]
     assert (progress["epoch"], progress["step"]) == (1, 1)
     monkeypatch.undo()
     assert same_weights(train(tmp_path / "1")[0], train(tmp_path / "2")[0])
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path, eager):
-    with pytest.raises(TrainingError, match="not finite"):
-        train(tmp_path, backbone_lr=1e30, attention_lr=1e30, head_lr=1e30)
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, eager):
+    real = training.train_step
+
+    def step(phase, parts, *rest):
+        found = real(phase, parts, *rest)
+        nn.init.constant_(parts.model.head[-1].weight, float("nan"))
+        return found
+
+    monkeypatch.setattr(training, "train_step", step)
+    with pytest.raises(TrainingError, match=r"weights are not finite: .* \(another RUN_NAME\)"):
+        train(tmp_path)
     for weights in (load_state(tmp_path / "last.pt")["model"],
                     load_model(tmp_path / "best.safetensors").model.state_dict()):  # fmt: skip
         assert all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point())
