@@ -304,8 +304,8 @@ def main() -> None:
     old = [
         f"{run['arm']} (seed {run['seed']})"
         for run in earlier
-        if run["arm"] not in ARMS
-        or run.get("recipe")
+        if run["arm"] in {BASE, *options.arms}  # the others are in no table of this call
+        and run.get("recipe")
         != settings(run["arm"], run["seed"], options.votes).fingerprint() | precision
     ]
     if old:

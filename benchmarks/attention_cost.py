@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pick_device(options.device)  # fp32 on CUDA is fp32 then, not TF32
+    options.device = str(pick_device(options.device))  # fp32 on CUDA is fp32 then, not TF32
     shape = (options.batch, options.channels, options.size, options.size)
     faces = torch.randn(shape).to(options.device, memory_format=torch.channels_last)
     labels = torch.randint(7, (options.batch,)).to(options.device)

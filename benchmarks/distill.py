@@ -59,11 +59,15 @@ def say(teachers: Sequence[LoadedModel], faces: TrainSet, where: dict) -> np.nda
     """What the teachers think of each face: probabilities (N, K), ten views, float32."""
     heard = 0
     for teacher in teachers:
-        if teacher.class_names != faces.class_names:
-            sys.exit(f"{teacher.path} knows {', '.join(teacher.class_names)}: not these classes.")
+        _expect_classes(teacher, faces)
         logits = predict_logits(teacher.model, faces, teacher.preprocess, views=VIEWS, **where)
         heard = heard + softmax(logits / temperature_of(teacher))
     return (heard / len(teachers)).astype(np.float32)
+
+
+def _expect_classes(network: LoadedModel, faces: TrainSet) -> None:
+    if network.class_names != faces.class_names:
+        sys.exit(f"{network.path} knows {', '.join(network.class_names)}: not these classes.")
 
 
 def temperature_of(teacher: LoadedModel) -> float:
@@ -130,6 +134,8 @@ def main() -> None:
     fer = read_fer(options.data, config, options.hold_out)
     if options.final:  # said now rather than after the training
         fer = public_only(fer, options.data)
+    if start:
+        _expect_classes(start, fer.train)
     teachers = [load_model(path, device) for path in options.teachers]
 
     heads = ((weights_hash(teacher.model), temperature_of(teacher)) for teacher in teachers)
@@ -151,7 +157,8 @@ def main() -> None:
         start.model if start else build_model(len(fer.train.class_names), **config.model_kwargs())
     )
     print(f"{describe(student)} on {device} in {where['precision']}.", flush=True)
-    preprocess = Preprocess(size=config.image_size, channels=config.input_channels, grey=True)
+    channels = student.architecture["channels"]
+    preprocess = Preprocess(size=config.image_size, channels=channels, grey=True)
     try:
         result = train_phase(
             student, fer.train, fer.selection, config.recipe("fer2013"), options.out,

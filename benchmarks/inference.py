@@ -179,6 +179,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.hold_out < 1:
         parser.error("--hold-out: there must be images to score")
+    if bool(options.train) != bool(options.test):
+        parser.error("--train and --test: give both folders, or neither for drawn faces")
     if options.child:
         print(json.dumps(measure(options.child, options.folder, options)))
         return

@@ -239,6 +239,12 @@ class Config(BaseModel):
                 f"START_SIZE ({self.start_size}) should be 0, or from 16 to IMAGE_SIZE "
                 f"({self.image_size})"
             )
+        smallest = min(self.image_size, self.start_size or self.image_size)
+        if self.backbone == "convnext_tiny" and smallest < 32:
+            problems.append(
+                f"BACKBONE 'convnext_tiny' halves a picture five times, and {smallest} px are too "
+                "few for that: set IMAGE_SIZE, and START_SIZE where it is not 0, to 32 or more"
+            )
         if self.ferplus_weight and not self.ferplus_votes:
             problems.append(
                 f"FERPLUS_WEIGHT ({self.ferplus_weight}) has no votes to learn: set FERPLUS_VOTES "

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 LOCK, PARTIAL = ".training.lock", ".partial"
 IN_USE = (
@@ -156,14 +156,12 @@ def sole_writer(folder: str | Path) -> Iterator[None]:
     Raises:
         FolderInUseError: another process holds the folder.
     """
-    lock = FileLock(Path(folder) / LOCK, timeout=0)
-    try:
+    with contextlib.suppress(OSError):  # said where it is written
         Path(folder).mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:  # an OSError, so it comes first
+    try:
+        lock = _lock(Path(folder) / LOCK)
+    except Timeout:
         raise FolderInUseError(IN_USE.format(folder)) from None
-    except (OSError, NotImplementedError):
-        pass  # whether the folder can be written is found out, and said, where it is written
     try:
         yield
     finally:
@@ -174,10 +172,23 @@ def in_use(folder: Path) -> bool:
     """Whether another process trains in a subfolder of `folder`, as far as the disk can tell."""
     for path in folder.glob(f"*/{LOCK}"):
         try:
-            with FileLock(path, timeout=0):
-                pass
+            _lock(path).release()
         except Timeout:
             return True
-        except (OSError, NotImplementedError):
-            continue
     return False
+
+
+def _lock(path: Path) -> BaseFileLock:
+    """Lock a file, if the disk can; raises `Timeout` where another process has."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:  # an OSError, so it comes first
+        if not isinstance(lock, SoftFileLock):
+            raise
+    except (OSError, NotImplementedError):
+        pass  # whether the folder can be written is found out, and said, where it is written
+    if isinstance(lock, SoftFileLock):
+        # What filelock becomes on a disk without locks: its file outlives a process that is killed.
+        lock.release()
+    return lock

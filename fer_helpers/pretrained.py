@@ -123,9 +123,9 @@ def _attached(backbone: str) -> Path | None:
 def _promised_hash(path: Path) -> str | None:
     """The first digits of the SHA-256 in torchvision's file names, b627a593 in the one above.
 
-    A date is none: `mine-20260131.pth` promises nothing.
+    Digits alone are a date or a time: `mine-20260131.pth` promises nothing.
     """
-    found = re.search(r"-(?!20\d{6}$)([0-9a-f]{8,})$", path.stem)
+    found = re.search(r"-(?!\d+$)([0-9a-f]{8,})$", path.stem)
     return found[1] if found else None
 
 

@@ -47,9 +47,10 @@ class Progress:
 
 
 def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
-    """Exactly what decides about the result, as JSON types: must agree for a phase to continue.
+    """What decides about the result, as JSON types: must agree for a phase to continue.
 
-    Paths, time budgets and the device are not part of it.
+    Paths, time budgets, the device and `compile`, which changes the last digits, are not part of
+    it.
     """
 
     def data(faces: FaceSet | None) -> str | None:
@@ -194,9 +195,8 @@ class Keeper:
         weights = [v for part in moving for v in part.values() if v.is_floating_point()]
         if not all(bool(torch.isfinite(values).all()) for values in weights):
             raise TrainingError(
-                f"The weights were not finite after step {progress.step} of epoch "
-                f"{progress.epoch + 1}: lower the learning rate or set CLIP_NORM to 1.0; the last "
-                "good state is kept."
+                "The weights are not finite: in a new run (another RUN_NAME) lower the learning "
+                "rate or set CLIP_NORM to 1.0; the last good state is kept."
             )
         self.tried = time.monotonic()
         try:

@@ -247,7 +247,7 @@ def _move_aside(folder: Path) -> Path:
 
 
 def _trained(folder: Path) -> bool:
-    """Whether a run came far enough that there is something to continue from, or to lose."""
+    """Whether training has begun, even without an epoch: its state is not given up unasked."""
     return any(folder.glob("*/last.pt")) or (folder / "metrics.json").exists()
 
 

@@ -180,9 +180,9 @@ def look(
             files = ", ".join(phase.train.files[rows][:8]) + (" ..." if len(rows) > 8 else "")
             raise TrainingError(
                 f"The loss was not finite in epoch {progress.epoch + 1}, step {progress.step + 1} "
-                f"(batch with {files}): lower the learning rate or set CLIP_NORM to 1.0"
-                f"{' or PRECISION to fp32' * (phase.precision == 'fp16')}; the last good state "
-                "is kept."
+                f"(batch with {files}): in a new run (another RUN_NAME) lower the learning rate or "
+                f"set CLIP_NORM to 1.0{' or PRECISION to fp32' * (phase.precision == 'fp16')}; the "
+                "last good state is kept."
             )
         progress.loss += loss * len(rows)
         progress.hits += right
@@ -204,6 +204,9 @@ def step_that_fits(
     size = len(rows) // 2
     while size >= 2:
         parts.optimizer.zero_grad(set_to_none=True)
+        # Memory may have run out in the middle of their step; nothing goes on from what is left.
+        parts.optimizer.state.clear()
+        parts.scaler = torch.amp.GradScaler(phase.device.type, enabled=False)
         if phase.device.type != "cpu":  # `torch.accelerator` cannot on MPS: pytorch issue 186430
             (torch.mps if phase.device.type == "mps" else torch.cuda).empty_cache()
         try:
@@ -217,7 +220,8 @@ def step_that_fits(
     memory = "memory" if phase.device.type == "cpu" else "the GPU's memory"
     raise TrainingError(
         f"BATCH_SIZE {phase.recipe.batch_size} at IMAGE_SIZE {phase.preprocess.size} does not fit "
-        f"into {memory} ({said}): {advice}; a smaller IMAGE_SIZE or WIDTH takes less."
+        f"into {memory} ({said}): {advice}, and a smaller IMAGE_SIZE or WIDTH takes less; "
+        "each wants a new run (another RUN_NAME)."
     )
 
 

@@ -60,5 +60,6 @@ def _git_commit() -> str:
 
 
 def _code_hash() -> str:
-    sources = sorted(Path(__file__).resolve().parent.glob("*.py"))
+    here = Path(__file__).resolve().parent
+    sources = sorted([*here.glob("*.py"), *here.parent.glob("notebooks/*.py")])
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

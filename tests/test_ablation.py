@@ -137,6 +137,19 @@ def test_runs_of_another_recipe_are_not_compared(ablation, tmp_path, monkeypatch
     assert "| base | 0 |" in capsys.readouterr().out
 
 
+def test_runs_of_arms_that_are_not_asked_for_need_no_votes(ablation, tmp_path, monkeypatch):
+    (tmp_path / "votes").mkdir()
+    run = {**result("FER+ votes", 0, [1, 0]), "recipe": {"FERPLUS_VOTES": "a hash"}}
+    (tmp_path / "votes" / "result.json").write_text(json.dumps(run))
+    monkeypatch.setattr(ablation, "train", lambda arm, *_: result(arm, 1, [1, 0]))
+    monkeypatch.setattr(sys, "argv", [
+        "ablation", "--out", str(tmp_path), "--arms", "base", "--seeds", "1",
+        "--votes", str(tmp_path / "votes.csv"),
+    ])  # fmt: skip
+    ablation.main()
+    assert (tmp_path / "base-1" / "result.json").exists()
+
+
 @pytest.mark.slow
 def test_the_queue_trains_scores_and_does_not_repeat(ablation, tmp_path, monkeypatch, capsys):
     small = {"width": 16, "fer_epochs": 1, "affectnet_epochs": 1, "max_bad_share": 0.1,

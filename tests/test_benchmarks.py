@@ -17,7 +17,8 @@ from fer_helpers.demo_faces import draw_face, write_demo_faces
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
-    "attention_cost": "--width 16 --batch 4 --size 32 --rounds 2 --arms none 'se, last'",
+    "attention_cost": "--width 16 --batch 4 --size 32 --rounds 2 --arms none 'se, last' "
+    "--device auto",
     "decoding": "--counts 800",
     "evaluation": "--n 1000 --threads 1",
     "inference": "--width 16 --seconds 0.1 --threads 1 --backends eager",
@@ -36,6 +37,12 @@ def test_a_benchmark_prints_its_table(name):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.splitlines()) > 2
+
+
+def test_inference_wants_both_folders_or_none():
+    command = [sys.executable, str(BENCHMARKS / "inference.py"), "--train", "data"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--train and --test" in done.stderr
 
 
 def test_the_benchmark_of_prediction_prints_its_tables(tmp_path):

@@ -113,6 +113,13 @@ def test_a_rise_that_no_schedule_makes_is_refused():
     assert line.startswith("SCHEDULE should be")
 
 
+@pytest.mark.parametrize("sizes", [{"IMAGE_SIZE": 31}, {"START_SIZE": 31}])
+def test_convnext_takes_no_picture_below_32_px(sizes):
+    (line,) = refused({"BACKBONE": "convnext_tiny", **sizes})
+    assert "31 px are too few" in line
+    Config.from_values({"BACKBONE": "convnext_tiny", **dict.fromkeys(sizes, 32)}, "x")
+
+
 def test_votes_are_learned_only_where_there_are_some():
     (line,) = refused({"FERPLUS_WEIGHT": 0.5})
     assert line.startswith("FERPLUS_WEIGHT (0.5) has no votes to learn: set FERPLUS_VOTES")

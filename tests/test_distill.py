@@ -80,6 +80,42 @@ def test_a_test_folder_without_public_test_is_refused_first(distill, tmp_path, m
         distill.main()
 
 
+def test_a_start_of_other_classes_is_refused_first(distill, teacher, tmp_path, monkeypatch):
+    from tests.tiny import faces, selection_faces
+
+    monkeypatch.setattr(distill, "read_fer", lambda *_: Splits(faces(), selection_faces(), (), ""))
+    monkeypatch.setattr(sys, "argv", [
+        "distill", "--teachers", str(tmp_path / "none"), "--start", str(teacher),
+    ])  # fmt: skip
+    with pytest.raises(SystemExit, match="not these classes"):
+        distill.main()
+
+
+def test_a_start_of_three_channels_is_fed_three(distill, teacher, tmp_path, monkeypatch):
+    from tests.tiny import faces, selection_faces
+
+    names = load_model(teacher).class_names
+    net = build_model(7, stem="small2", width=16)
+    start = tmp_path / "start.safetensors"
+    save_model(start, net, names, Preprocess(size=48, grey=True))
+    fer = Splits(faces(names=names, n=14), selection_faces(), (), "")
+    monkeypatch.setattr(distill, "read_fer", lambda *_: fer)
+
+    class Trained(Exception):
+        pass
+
+    def train_phase(student, *_, preprocess, **__):
+        raise Trained(student.architecture["channels"], preprocess.channels)
+
+    monkeypatch.setattr(distill, "train_phase", train_phase)
+    monkeypatch.setattr(sys, "argv", [
+        "distill", "--teachers", str(teacher), "--start", str(start), "--out", str(tmp_path),
+        "--device", "cpu",
+    ])  # fmt: skip
+    with pytest.raises(Trained, match=r"\(3, 3\)"):
+        distill.main()
+
+
 def test_teachers_speak_in_probabilities(distill, teacher):
     from tests.tiny import faces
 

@@ -59,8 +59,8 @@ def test_imagenet_weights_are_downloaded_checked_and_cached(server, monkeypatch,
 
 def test_a_download_with_the_wrong_hash_is_refused_and_not_kept(server, monkeypatch, tmp_path):  # noqa: F811
     path = write(tmp_path, "resnet34", constant_state("resnet34"))
-    server.answers["/resnet34-00000000.pth"] = 200, {}, path.read_bytes()
-    point_to(monkeypatch, f"{server.url}/resnet34-00000000.pth")
+    server.answers["/resnet34-0badf00d.pth"] = 200, {}, path.read_bytes()
+    point_to(monkeypatch, f"{server.url}/resnet34-0badf00d.pth")
     with pytest.raises(WeightsError, match="invalid hash"):
         build_model(8, pretrained="imagenet")
     assert not list((tmp_path / "torch").rglob("*.pth*"))
@@ -177,4 +177,5 @@ def test_renamed_files_are_not_promised_a_hash(tmp_path):
     assert pretrained._promised_hash(Path("resnet34-b627a593.pth")) == "b627a593"
     assert pretrained._promised_hash(Path("efficientnet_b0_rwightman-7f5810bc.pth")) == "7f5810bc"
     assert pretrained._promised_hash(Path("my-resnet34.pth")) is None
-    assert pretrained._promised_hash(Path("resnet34-20260131.pth")) is None  # a date
+    for time in ("20260131", "20260131123000", "1732612345", "12345678"):
+        assert pretrained._promised_hash(Path(f"resnet34-{time}.pth")) is None

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import os
 import random
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fer_helpers import feeding, files, phases, resuming, training
@@ -632,15 +634,24 @@ def test_a_loss_that_is_not_finite_names_the_files_and_keeps_the_last_good_state
         train(tmp_path / "1")
     rows = epoch_order(faces().labels, "shuffle", 0, 1)[8:16]
     assert f"epoch 2, step 2 (batch with {', '.join(faces().files[rows])})" in str(caught.value)
+    assert "in a new run (another RUN_NAME)" in str(caught.value)
     progress = load_state(tmp_path / "1" / "last.pt")["progress"]
     assert (progress["epoch"], progress["step"]) == (1, 1)
     monkeypatch.undo()
     assert same_weights(train(tmp_path / "1")[0], train(tmp_path / "2")[0])
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path, eager):
-    with pytest.raises(TrainingError, match="not finite"):
-        train(tmp_path, backbone_lr=1e30, attention_lr=1e30, head_lr=1e30)
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, eager):
+    real = training.train_step
+
+    def step(phase, parts, *rest):
+        found = real(phase, parts, *rest)
+        nn.init.constant_(parts.model.head[-1].weight, float("nan"))
+        return found
+
+    monkeypatch.setattr(training, "train_step", step)
+    with pytest.raises(TrainingError, match=r"weights are not finite: .* \(another RUN_NAME\)"):
+        train(tmp_path)
     for weights in (load_state(tmp_path / "last.pt")["model"],
                     load_model(tmp_path / "best.safetensors").model.state_dict()):  # fmt: skip
         assert all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point())
@@ -678,6 +689,25 @@ def test_out_of_memory_names_the_largest_half_that_fits(tmp_path, monkeypatch, e
         given = {"preprocess": PREPROCESS, "augment": AUGMENT}
         with pytest.raises(TrainingError, match=words):
             estimate_minutes(net(), faces(), selection_faces(), recipe(), **given)
+
+
+def test_memory_may_run_out_in_the_optimizer(tmp_path, monkeypatch):
+    """In the middle of it: Adam has begun its state, the scaler its step."""
+    real, fails = training.make_parts, iter([True, True, False])  # of 8, 4 and 2 faces
+
+    def begin(optimizer, *_):
+        if next(fails):
+            optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] = torch.tensor(0.0)
+            raise NO_MEMORY[0]
+
+    def make_parts(*arguments, **options):
+        parts = real(*arguments, **options)
+        parts.optimizer.register_step_pre_hook(begin)
+        return parts
+
+    monkeypatch.setattr(training, "make_parts", make_parts)
+    with pytest.raises(TrainingError, match=r"BATCH_SIZE 2 fits, .* \(another RUN_NAME\)"):
+        train(tmp_path, **(OPTIONS["adam"] | OPTIONS["fp16"]))
 
 
 def test_a_full_disk_in_the_middle_is_a_warning(tmp_path, monkeypatch, eager):
@@ -765,6 +795,25 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     with files.sole_writer(tmp_path), pytest.raises(files.FolderInUseError, match="RUN_NAME"):
         train(tmp_path)
     train(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="every disk of Windows can lock")
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_killed_process_leaves_no_lock_on_a_disk_that_cannot_lock(tmp_path, monkeypatch):
+    import fcntl
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    held = [files.sole_writer(tmp_path / "run" / "fer2013") for _ in range(2)]
+    for one in held:  # neither comes to its end
+        one.__enter__()
+        assert not files.in_use(tmp_path / "run")
+    lock = tmp_path / "run" / "fer2013" / files.LOCK
+    lock.write_text("1\nanother-container\n")  # as filelock left one before
+    assert not files.in_use(tmp_path / "run")
+    files.sole_writer(lock.parent).__enter__()
 
 
 # How long
