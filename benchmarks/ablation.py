@@ -271,7 +271,8 @@ def table(runs: Sequence[dict], arms: Sequence[str], seeds: Sequence[int]) -> st
         )
     done = {(run["arm"], run["seed"]) for run in runs}
     missing = [f"{arm} (seed {seed})" for arm in arms for seed in seeds if (arm, seed) not in done]
-    places = sorted({f"{run['where']}, commit {run['commit'][:12]}" for run in runs})
+    shown = [run for found in by_arm.values() for run in found]
+    places = sorted({f"{run['where']}, commit {run['commit'][:12]}" for run in shown})
     lines.append("\nTrained on: " + ("; ".join(places) or "nothing yet") + ".")
     lines.append("Unfinished: " + (", ".join(missing) or "nothing") + ".")
     return "\n".join(lines)
@@ -304,7 +305,7 @@ def main() -> None:
     old = [
         f"{run['arm']} (seed {run['seed']})"
         for run in earlier
-        if run["arm"] in {BASE, *options.arms}  # the others are in no table of this call
+        if run["arm"] in options.arms  # the others are in no table of this call
         and run.get("recipe")
         != settings(run["arm"], run["seed"], options.votes).fingerprint() | precision
     ]

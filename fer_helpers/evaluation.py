@@ -261,12 +261,13 @@ def compare(correct_a: np.ndarray, correct_b: np.ndarray, *, bootstrap: int = 10
     The bootstrap is paired: both models see the same drawn images, so what is hard for both
     cancels out. The images that only one is right on say it all, so that three counts are drawn
     and no image is touched. Where these are all won by one model, no draw goes against it, and four
-    of them would leave out 0: below six (where p passes 0.05) the interval is None.
+    of them would leave out 0: below six (where p passes 0.05) the interval is None. So it is where
+    every draw would be the same.
     """
     result = mcnemar(correct_a, correct_b)
     size, only = len(correct_a), (result["only_a"], result["only_b"])
     counts = np.array([*only, size - sum(only)])
-    if 0 in only and sum(only) < 6:
+    if counts.max() == size or (0 in only and sum(only) < 6):
         return {**result, "interval": None}
     drawn = np.random.default_rng(0).multinomial(size, counts / size, size=bootstrap)
     gains = (drawn[:, 0] - drawn[:, 1]) / size

@@ -111,7 +111,8 @@ def recognize(folder: Path) -> Recognized | None:
 
 def own_name(path: Path) -> str:
     """What a folder or file is called, as text; for `slug/versions/1` of kagglehub, its slug."""
-    return readable((path.parents[1] if path.parent.name == "versions" else path).name)
+    versioned = path.parent.name == "versions" and path.name.isdigit()
+    return readable((versioned and path.parents[1].name) or path.name)
 
 
 def _file_names(folder: Path) -> Iterator[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +170,8 @@ class _Video:
         if self.output is not None:
             if self.output.suffix.lower() not in (".mp4", ".avi"):
                 raise PredictionError(f"{output} is no video file name: end it with .mp4 or .avi.")
-            self.partial = self.output.with_name(f".{self.output.stem}.partial{self.output.suffix}")
+            name = f".{uuid.uuid4().hex[:8]}.partial{self.output.suffix}"  # short, as names may be
+            self.partial = self.output.with_name(name)
             # Asked of the disk: two names may be one file.
             if not webcam and os.path.exists(self.output) and self.output.samefile(source):
                 raise PredictionError(f"{output} is the video itself: give the copy another name.")
@@ -188,7 +191,8 @@ class _Video:
             if error[0] is None:
                 rename(self.partial, self.output)
             else:
-                self.partial.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.partial.unlink()
 
     def frames(self, count: int | None) -> Iterator[tuple[int, Image.Image]]:
         """Number and picture of the frames that are looked at; a damaged end is the end."""

@@ -205,7 +205,7 @@ from fer_helpers.watching import events_folder, watch_epochs
 # %% tags=["nbval-check-output"]
 config, banner = settle_data(Config.from_notebook(globals()))
 print(banner or "Real faces.")
-build_model(2, **config.model_kwargs())  # a trial: the network comes with phase 1
+trial = build_model(2, **config.model_kwargs())  # the network itself comes with phase 1
 
 # %% [markdown]
 # Where to compute, how precisely, and where the results go. One run has one folder: parameters,
@@ -890,7 +890,7 @@ else:
 learned = [affectnet] if final == "affectnet" else datasets.values()
 used = [faces for s in learned for faces in (s.train, s.selection) if faces is not None]
 begun_elsewhere = config.pretrained not in ("none", "imagenet")
-perhaps = f"perhaps, by what made {config.pretrained}" if begun_elsewhere else ""
+perhaps = f"perhaps, by what made {config.pretrained}"
 
 # %% tags=["nbval-check-output"]
 rows = []
@@ -903,7 +903,9 @@ for other in others:
     )  # fmt: skip
     row = cross_dataset(other, logits, class_names, used, stamp, temperature=temperature,
                         bootstrap=config.bootstrap)  # fmt: skip
-    rows.append({**row, "seen": row["seen"] or perhaps})
+    if begun_elsewhere:  # what that file has seen is not known
+        row |= {"seen": row["seen"] or perhaps, "leak_free": None}
+    rows.append(row)
 metrics["cross_dataset"] = rows
 display(cross_dataset_table(rows)) if rows else print("EXTRA_TEST_DIRS names no other dataset.")
 

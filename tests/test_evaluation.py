@@ -263,7 +263,9 @@ def test_paired_comparison_cancels_what_both_share():
     rows = np.random.default_rng(5).integers(0, 600, (2000, 600))
     slow = one[rows].mean(axis=1) - two[rows].mean(axis=1)
     assert [low, high] == pytest.approx(list(np.quantile(slow, [0.025, 0.975])), abs=0.004)
-    assert compare(one, one)["interval"] is None  # every draw would say the same
+    for other in (one, np.ones(600, bool)):  # every draw would say the same
+        assert compare(other, other)["interval"] is None
+    assert compare(np.ones(9, bool), np.zeros(9, bool))["interval"] is None
 
 
 @pytest.mark.parametrize("wins", [4, 5, 6])

@@ -1,11 +1,11 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from fer_helpers import protocol
 from fer_helpers.augment import Augment
+from fer_helpers.data import load_fer2013
 from fer_helpers.evaluation import evaluate, fit_tau, fit_temperature, logit_adjust
+from fer_helpers.models import build_model
 from fer_helpers.protocol import (
     balance,
     describe_selection,
@@ -14,6 +14,7 @@ from fer_helpers.protocol import (
     score_tests,
 )
 from fer_helpers.splits import SelectionSet, Splits, TestSet
+from tests.faces_on_disk import write_fer
 from tests.tiny import PREPROCESS, faces, net, scored_faces, selection_faces, train
 
 LEAK_FREE = np.arange(12) % 4 != 0
@@ -197,17 +198,18 @@ def test_without_a_selection_set_there_is_no_balanced_point(asked):
         balance(score(given)[0][0], given, None)
 
 
-def test_a_run_on_shuffled_labels_scores_at_chance(tmp_path):
-    def shuffled(made):
-        return replace(made, labels=np.random.default_rng(1).permutation(made.labels))
-
-    given = Splits(*map(shuffled, (faces(), selection_faces())), (shuffled(scored_faces(300)),), "")
+@pytest.mark.slow
+def test_a_run_from_folders_of_noise_scores_at_chance(tmp_path):
+    """Nothing can be learned but the very pictures, so test pictures in train would show."""
+    root = write_fer(tmp_path / "fer2013", train=20, public=20, private=20)
+    given = load_fer2013(root / "train", root / "test", cache_dir=tmp_path)
+    seven = build_model(7, backbone="resnet18", stem="small2", width=16, channels=1, head_hidden=8)
     model, _ = train(
-        tmp_path, train=given.train, selection=given.selection, epochs=40, keep="last",
-        augment=Augment(),
+        tmp_path / "run", seven, train=given.train, selection=given.selection, epochs=60,
+        keep="last", augment=Augment(),
     )  # fmt: skip
     answers = protocol.predict_logits(model, given.train, PREPROCESS).argmax(1)
-    assert (answers == given.train.labels).mean() > 0.6  # by heart, as pictures of a leak would be
+    assert (answers == given.train.labels).mean() > 0.6  # by heart
     numbers = score_tests(model, given, PREPROCESS, views=1, bootstrap=1000)[0][0].numbers
     low, high = numbers["accuracy_interval"]
-    assert low < 1 / 3 < high < 0.45
+    assert low < 1 / 7 < high < 0.35

@@ -75,5 +75,5 @@ def test_it_knows_faces_that_it_was_not_trained_on(loaded):
     held_out = slice_positions(slice_, 1000, purpose="calibration")  # the others were learned
     some = slice_.take(held_out[::3])
     logits = predict_logits(loaded.model, some, loaded.preprocess)
-    # The card has 73.7 % on all 1,000; of a third of them, 0.66 is three standard errors less.
+    # experiments.md (run 10) has 73.7 % on all 1,000; a third may have three errors less.
     assert (logits.argmax(1) == some.labels).mean() > 0.66
