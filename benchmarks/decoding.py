@@ -48,9 +48,9 @@ print(json.dumps([faces, time.perf_counter() - begun, peak() - bare, bare]))
 def write_set(folder: Path, count: int) -> Path:
     """FER2013's two folders with `count` images in all, an eighth of them each half of the test."""
     from fer_helpers.demo_faces import EXPRESSIONS, draw_face
+    from fer_helpers.layouts import FER_FOLDERS
 
     kinds = sorted(set(EXPRESSIONS) - {"Contempt"})
-    classes = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]
     drawn = folder / "drawn"
     drawn.mkdir(parents=True)
     sources = max(100, -(-count // LINKS))
@@ -60,7 +60,7 @@ def write_set(folder: Path, count: int) -> Path:
     parts = ["PublicTest", "PrivateTest", *["Training"] * 6]
     for k in range(count):
         part, source = parts[k % 8], k % sources
-        place = folder / ("train" if part == "Training" else "test") / classes[source % 7]
+        place = folder / ("train" if part == "Training" else "test") / FER_FOLDERS[source % 7]
         place.mkdir(parents=True, exist_ok=True)
         os.link(drawn / f"{source}.jpg", place / f"{part}_{k}.jpg")
     return folder

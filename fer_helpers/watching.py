@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from fer_helpers.config import Recipe
 from fer_helpers.confusions import class_scores, top_confusions
-from fer_helpers.front_end import front_end
+from fer_helpers.front_end import front_end, watched
 
 History = Sequence[Mapping[str, Any]]
 """The rows of `training.PhaseResult.history` so far."""
@@ -65,7 +64,7 @@ def epoch_bar(title: str, total: int, done: int) -> tqdm:
         desc=title,
         leave=False,
         mininterval=0.5,
-        disable=not (sys.stderr.isatty() or front_end()),
+        disable=not watched(),
     )
 
 

@@ -29,7 +29,7 @@ def nobody(monkeypatch):
 
 def test_a_bar_where_somebody_watches_and_not_in_a_log(monkeypatch, capsys):
     for watched in (False, True):
-        monkeypatch.setattr(watching, "front_end", lambda watched=watched: watched)
+        monkeypatch.setattr("fer_helpers.front_end.front_end", lambda watched=watched: watched)
         with epoch_bar("AffectNet 1/3", 100, 40) as bar:
             bar.update(60)
             assert bar.disable is not watched
