@@ -2,6 +2,7 @@
 
     python benchmarks/distill.py --data data --teachers a.safetensors b.safetensors
     python benchmarks/distill.py --data data --teachers a.safetensors --start a.safetensors
+    python benchmarks/distill.py --data data --live wide.safetensors --voters
     python benchmarks/distill.py ... --final student.safetensors
 
 The student is the network of `params/cpu.yaml`, from scratch or from the weights of `--start`;
@@ -12,10 +13,12 @@ them that its temperature is fitted on; teachers must not have learned these eit
 the label and what the teachers say about the same face (probabilities after their temperature, mean
 over teachers and over ten views; Hinton et al. 2015, "Distilling the Knowledge in a Neural
 Network"). That takes the place of label smoothing. `--set FER_ERASE=0.5 MIXUP=0.2` changes
-parameters of the file, FER+ votes among them. With `--voters` the ten people who voted are one
-more teacher: what FER2013's label most likely is, given their votes. The student sees pixels only,
-so it is taught by somebody who knows more than it can (Lopez-Paz et al. 2016, "Unifying
-distillation and privileged information").
+parameters of the file, FER+ votes among them. One teacher may be asked in every step instead,
+about each face as the student sees it, augmented and mixed: `--live`, which sets its share of the
+target first (`phases.Teacher`). With `--voters` the ten people who voted are one more teacher: what
+FER2013's label most likely is, given their votes. The student sees pixels only, so it is taught by
+somebody who knows more than it can (Lopez-Paz et al. 2016, "Unifying distillation and privileged
+information").
 
 Killed, it continues to the bit with the same command. The table compares student and teachers on
 the images held out. `--final`, for a frozen recipe, writes the student in half precision, with
@@ -43,6 +46,7 @@ from fer_helpers.evaluation import compare, evaluate, p_text, reliability, softm
 from fer_helpers.files import replace_file
 from fer_helpers.inference import pick_device, pick_precision, predict_logits
 from fer_helpers.models import EmotionNet, build_model, describe
+from fer_helpers.phases import Teacher
 from fer_helpers.plot_analysis import plot_reliability
 from fer_helpers.plot_style import savefig
 from fer_helpers.plots import plot_confusion, plot_history
@@ -70,6 +74,12 @@ def _expect_classes(network: LoadedModel, faces: TrainSet) -> None:
         sys.exit(f"{network.path} knows {', '.join(network.class_names)}: not these classes.")
 
 
+def _expect_channels(teacher: LoadedModel, channels: int) -> None:
+    if teacher.preprocess.channels != channels:
+        sees = teacher.preprocess.channels
+        sys.exit(f"{teacher.path} sees {sees} channels and the student {channels}: not the same.")
+
+
 def temperature_of(teacher: LoadedModel) -> float:
     """What its logits are divided by: what was fitted for so many views, else for one."""
     return teacher.extra.get("temperatures", {}).get(str(VIEWS), teacher.temperature)
@@ -81,7 +91,7 @@ def with_voters(
     """Mean (N, K) of so many networks' answers and what votes (N, V) tell about labels (N,).
 
     A logistic regression on shares and their logarithms, fitted on the very faces: with so few
-    weights it cannot know any of them by heart. Faces without votes keep what the networks say.
+    weights it cannot know any of them by heart. Faces without votes keep what they had.
     """
     known = votes.sum(1) > 0
     votes = votes[known]
@@ -102,8 +112,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "data")
     parser.add_argument("--params", type=Path, default=ROOT / "params" / "cpu.yaml")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "distilled")
-    parser.add_argument("--teachers", type=Path, nargs="+", required=True)
-    parser.add_argument("--share", type=float, default=0.4, help="of the target that teachers set")
+    parser.add_argument("--teachers", type=Path, nargs="+", default=[])
+    parser.add_argument("--share", type=float, default=0.4, help="of the target that they set")
+    parser.add_argument("--live", type=Path, help="a teacher who is asked in every step")
+    parser.add_argument("--live-share", type=float, default=0.8, help="of the target that it sets")
     parser.add_argument("--voters", action="store_true", help="teach, too (FERPLUS_VOTES)")
     parser.add_argument("--start", type=Path, help="weights to begin with")
     parser.add_argument("--lr", type=float, default=0.0, help="of all weights; 0 takes the file's")
@@ -123,6 +135,8 @@ def main() -> None:
     if options.lr:
         changes |= dict.fromkeys(("fer_lr_backbone", "fer_lr_attention", "fer_lr_head"), options.lr)
     config = Config.from_yaml(options.params).changed(**changes)
+    if not (options.teachers or options.voters or options.live):
+        parser.error("nobody teaches: give --teachers, --voters or --live")
     if options.voters and not config.ferplus_weight:
         parser.error("--voters: set FERPLUS_WEIGHT and FERPLUS_VOTES, where the votes are")
     device = pick_device(options.device)
@@ -137,19 +151,22 @@ def main() -> None:
     if start:
         _expect_classes(start, fer.train)
     teachers = [load_model(path, device) for path in options.teachers]
+    live = options.live and load_model(options.live, device)
+    if live:
+        _expect_classes(live, fer.train)
 
     heads = ((weights_hash(teacher.model), temperature_of(teacher)) for teacher in teachers)
     names = hashlib.sha256("\n".join(fer.train.files).encode()).hexdigest()
     known = [fer.train.content_hash, names, VIEWS, *heads]
     heard = options.out / f"heard-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.npy"
-    if not heard.exists():  # it takes minutes, and a killed run should not wait for it again
+    if teachers and not heard.exists():  # takes minutes; a killed run should not wait for it again
         said = say(teachers, fer.train, where)
         options.out.mkdir(parents=True, exist_ok=True)
         replace_file(heard, partial(_save, array=said))
-    answers, votes = np.load(heard), votes_of(config, fer.train)
+    labels = np.eye(len(fer.train.class_names), dtype=np.float32)[fer.train.labels]
+    answers, votes = np.load(heard) if teachers else labels, votes_of(config, fer.train)
     if options.voters:
         answers = with_voters(answers, len(teachers), votes, fer.train.labels)
-    labels = np.eye(len(fer.train.class_names), dtype=np.float32)[fer.train.labels]
     targets = mixed(labels, answers, options.share)
 
     torch.manual_seed(config.seed)
@@ -159,12 +176,16 @@ def main() -> None:
     print(f"{describe(student)} on {device} in {where['precision']}.", flush=True)
     channels = student.architecture["channels"]
     preprocess = Preprocess(size=config.image_size, channels=channels, grey=True)
+    teacher = None
+    if live:  # it sees one view, so its temperature for one
+        _expect_channels(live, channels)
+        teacher = Teacher(live.model, live.temperature, options.live_share)
     try:
         result = train_phase(
             student, fer.train, fer.selection, config.recipe("fer2013"), options.out,
             name="Student", preprocess=preprocess,
             augment=Augment(**config.augment_kwargs("fer2013")),
-            seed=config.seed, votes=votes, soft_labels=targets,
+            seed=config.seed, votes=votes, soft_labels=targets, teacher=teacher,
             log=partial(print, flush=True), **where,
         )  # fmt: skip
     except KeyboardInterrupt:  # at the very end, after all was kept
@@ -173,7 +194,8 @@ def main() -> None:
         sys.exit("Stopped; the same command continues.")
     minutes = sum(row["seconds"] for row in result.history) / 60
     print(f"{minutes:.0f} minutes of training.")
-    print(on_held_out(student, preprocess, teachers, fer.selection, where), flush=True)
+    everybody = [*teachers, live] if live else teachers
+    print(on_held_out(student, preprocess, everybody, fer.selection, where), flush=True)
     if options.final:
         score, entries = finish(options.final, student, preprocess, fer, config.seed, where)
         text = json.dumps({"results": entries}, indent=1)

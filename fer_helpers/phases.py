@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer_helpers.augment import Augment
@@ -32,6 +33,33 @@ from fer_helpers.splits import SelectionSet, TrainSet
 
 class TrainingError(RuntimeError):
     """Training cannot start or go on; the message says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A trained network that is asked about every face just as the student sees it.
+
+    Augmented, mixed and at the same size, so that the student learns the teacher's function rather
+    than its answers to known faces (Beyer et al. 2022, "Knowledge distillation: A good teacher is
+    patient and consistent").
+
+    Attributes:
+        model: takes the student's inputs and knows its classes; in evaluation mode.
+        temperature: what its logits are divided by.
+        share: of the target that it sets, 0 to 1; labels set the rest.
+    """
+
+    model: EmotionNet
+    temperature: float = 1.0
+    share: float = 1.0
+
+    @torch.no_grad()
+    def targets(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Targets (N, K) for inputs (N, C, H, W) whose labels are numbers (N,) or shares (N, K)."""
+        said = (self.model(inputs).float() / self.temperature).softmax(1)
+        if targets.ndim == 1:
+            targets = F.one_hot(targets, said.shape[1])
+        return targets.float().lerp(said, self.share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +79,7 @@ class Phase:
             where nobody voted; needed where the recipe has a `vote_weight`.
         soft_labels: what the loss aims at instead of the labels, float32 (N, K) in shares;
             for distillation (Hinton et al. 2015).
+        teacher: who sets a share of what the loss aims at, asked in every step.
 
     Raises:
         TrainingError: the sets are no such sets, do not fit together or do not fit the recipe.
@@ -66,6 +95,7 @@ class Phase:
     precision: str
     votes: np.ndarray | None = None
     soft_labels: np.ndarray | None = None
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -107,6 +137,13 @@ class Phase:
                 f"The soft labels have the shape {self.soft_labels.shape}, and this training set "
                 f"needs {shape}: make them for exactly these faces."
             )
+        if self.teacher is not None:
+            known = self.teacher.model.architecture["num_classes"]
+            if known != len(train.class_names):
+                raise TrainingError(
+                    f"The teacher knows {known} classes and the training set has "
+                    f"{len(train.class_names)}: take one that was trained on the same classes."
+                )
 
     @property
     def steps(self) -> int:
@@ -177,6 +214,8 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
     """Put together what a phase trains with; `model` goes to its device in channels-last order."""
     recipe = phase.recipe
     model.to(phase.device, memory_format=torch.channels_last)
+    if phase.teacher is not None:
+        phase.teacher.model.to(phase.device, memory_format=torch.channels_last).eval()
     vote_head = None
     if recipe.vote_weight:
         vote_head = nn.Linear(model.num_features, phase.votes.shape[1]).to(phase.device)

@@ -80,6 +80,12 @@ def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
     }
     if phase.soft_labels is not None:
         parts["soft labels"] = of(phase.soft_labels)
+    if (teacher := phase.teacher) is not None:
+        parts["teacher"] = {
+            "weights": checkpoints.weights_hash(teacher.model)[:16],
+            "temperature": teacher.temperature,
+            "share": teacher.share,
+        }
     return json.loads(json.dumps(parts))  # lists for tuples, as it is read back
 
 

@@ -46,7 +46,7 @@ from fer_helpers.feeding import Feed, batch_rows, epoch_order, epoch_size, prepa
 from fer_helpers.files import sole_writer
 from fer_helpers.inference import autocast, out_of_memory, predict_logits, repeatable
 from fer_helpers.models import EmotionNet
-from fer_helpers.phases import Parts, Phase, TrainingError, make_parts, missing_for_compile
+from fer_helpers.phases import Parts, Phase, Teacher, TrainingError, make_parts, missing_for_compile
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.recipes import vote_loss
 from fer_helpers.resuming import Keeper, Progress
@@ -87,6 +87,8 @@ def train_step(
     recipe = phase.recipe
     inputs, targets, votes = prepare(phase, parts, pixels, labels, votes, number)
     with autocast(phase.device, phase.precision):
+        if phase.teacher is not None:
+            targets = phase.teacher.targets(inputs, targets)
         features = parts.embed(inputs)
         logits = parts.model.head(features)
         loss = parts.loss(logits, targets)
@@ -320,6 +322,7 @@ def train_phase(
     seed: int,
     votes: np.ndarray | None = None,
     soft_labels: np.ndarray | None = None,
+    teacher: Teacher | None = None,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     compile: bool = False,
@@ -344,6 +347,7 @@ def train_phase(
             for a recipe with a `vote_weight`.
         soft_labels: what the loss aims at instead of the labels, shares of the classes (N, K); hits
             are then counted against the largest share.
+        teacher: a trained network that sets a share of what the loss aims at, asked in every step.
         device: where to train.
         precision: fp32, bf16 or fp16.
         compile: use `torch.compile`; costs a minute or two at the start.
@@ -365,8 +369,9 @@ def train_phase(
         log(f"COMPILE needs {missing}: training goes on without it.")
         compile = False
     phase = Phase(
-        train, selection, recipe, preprocess, augment, seed, device, precision, votes, soft_labels
-    )
+        train, selection, recipe, preprocess, augment, seed, device, precision, votes, soft_labels,
+        teacher,
+    )  # fmt: skip
     keeper = Keeper(folder, phase, model, extra=extra, log=log)
     torch.manual_seed(seed)
     parts = make_parts(phase, model, compile=compile)

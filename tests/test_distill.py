@@ -52,7 +52,7 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     monkeypatch.setattr(sys, "argv", [
         "distill", "--data", str(data), "--params", str(recipe), "--teachers", str(teacher),
         "--start", str(teacher), "--set", "FER_EPOCHS=2", "MIXUP=0.2", "IMAGE_SIZE=56",
-        "--lr", "0.01",
+        "--lr", "0.01", "--live", str(teacher),
         "--out", str(tmp_path / "out"),
         "--final", str(tmp_path / "student.safetensors"),
     ])  # fmt: skip
@@ -114,6 +114,13 @@ def test_a_start_of_three_channels_is_fed_three(distill, teacher, tmp_path, monk
     ])  # fmt: skip
     with pytest.raises(Trained, match=r"\(3, 3\)"):
         distill.main()
+
+
+def test_somebody_has_to_teach(distill, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["distill"])
+    with pytest.raises(SystemExit):
+        distill.main()
+    assert "nobody teaches" in capsys.readouterr().err
 
 
 def test_teachers_speak_in_probabilities(distill, teacher):

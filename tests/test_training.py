@@ -22,9 +22,10 @@ from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import CheckpointError, load_model, load_state, save_state
 from fer_helpers.feeding import Feed, batch_rows, epoch_order, epoch_size
 from fer_helpers.inference import predict_logits
-from fer_helpers.phases import TrainingError, make_parts
+from fer_helpers.models import build_model
+from fer_helpers.phases import Teacher, TrainingError, make_parts
 from fer_helpers.recipes import vote_loss
-from fer_helpers.training import estimate_minutes
+from fer_helpers.training import estimate_minutes, train_step
 from fer_helpers.watching import detailed_lines, stop_request
 from tests.tiny import (
     AUGMENT,
@@ -59,6 +60,7 @@ OPTIONS = {
     "mixed votes": {"votes": some_votes(), "vote_weight": 1.0, "mixup": 0.4, "ema": 0.9},
     "soft labels": {"soft_labels": some_soft_labels(), "label_smoothing": 0.0},
     "mixed soft labels": {"soft_labels": some_soft_labels(), "mixup": 0.4},
+    "teacher": {"teacher": Teacher(net(seed=1).eval(), share=0.8), "mixup": 0.4},
     "bf16": {"precision": "bf16", "early_stop": 1},
     "fp16": {"precision": "fp16", "clip_norm": 1.0},
 }
@@ -163,6 +165,45 @@ def test_soft_labels_of_other_faces_are_refused(tmp_path):
     train(tmp_path, deadline=PAST, soft_labels=some_soft_labels())
     with pytest.raises(CheckpointError, match=r"soft labels was .* and is not there"):
         train(tmp_path)
+
+
+def test_a_teacher_is_asked_about_what_the_student_sees():
+    """Augmented and mixed faces go to both; the label keeps the share that the teacher leaves."""
+    teacher = Teacher(net(seed=1).eval(), temperature=2.0, share=0.75)
+    given = replace(phase(mixup=0.4, mix_probability=1.0), teacher=teacher)
+    parts, seen = make_parts(given, net()), []
+    for network in (teacher.model, parts.model):
+        network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    batch = Feed(given)(np.arange(8))
+    aims, parts.loss = [], lambda logits, targets: aims.append(targets) or logits.sum()
+    parts.embed = lambda inputs: seen.append(inputs) or parts.model.embed(inputs)
+    train_step(given, parts, *batch, 0)
+    assert torch.equal(*seen)
+    with torch.no_grad():
+        said = (teacher.model(seen[0]) / 2).softmax(1)
+    rest = aims[0] - 0.75 * said
+    assert torch.allclose(rest.sum(1), torch.tensor(0.25)) and rest.min() > -1e-6
+    assert ((rest > 1e-3).sum(1) == 2).any()  # two labels where faces were mixed
+    sure = teacher.targets(seen[0], batch[1])
+    assert torch.allclose(sure - 0.75 * said, 0.25 * torch.eye(3)[batch[1]], atol=1e-6)
+
+
+def test_a_student_learns_what_its_teacher_thinks_whatever_the_labels_say(tmp_path):
+    teacher = net(seed=1)
+    with torch.no_grad():
+        teacher.head[-1].bias += torch.tensor([0.0, 0.0, 50.0])
+    model, _ = train(tmp_path, epochs=20, teacher=Teacher(teacher.eval()), label_smoothing=0.0)
+    with torch.inference_mode():
+        assert (model(PREPROCESS(faces().images())).argmax(1) == 2).all()
+
+
+def test_a_teacher_is_part_of_the_training(tmp_path):
+    train(tmp_path, deadline=PAST, teacher=Teacher(net(seed=1).eval()))
+    for other in (Teacher(net(seed=2).eval()), Teacher(net(seed=1).eval(), share=0.5), None):
+        with pytest.raises(CheckpointError, match=r"teacher (weights|share)"):
+            train(tmp_path, teacher=other)
+    with pytest.raises(TrainingError, match="knows 7 classes and the training set has 3"):
+        train(tmp_path, teacher=Teacher(build_model(7, stem="small2", width=16, channels=1)))
 
 
 def test_votes_count_as_much_as_the_recipe_says():

@@ -114,7 +114,7 @@ def train(folder, model=None, *, train=None, selection=True, lines=None, **chang
         name: changes.pop(name)
         for name in (
             "deadline", "on_epoch", "device", "precision", "compile", "seed", "augment",
-            "votes", "soft_labels",
+            "votes", "soft_labels", "teacher",
         )
         if name in changes
     }  # fmt: skip
