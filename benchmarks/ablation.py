@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -28,14 +29,16 @@ import yaml
 from scipy import stats
 
 from fer_helpers.augment import Augment
+from fer_helpers.checkpoints import CheckpointError
 from fer_helpers.config import Config
 from fer_helpers.data import load_affectnet, load_fer2013
 from fer_helpers.data_check import clean_train
 from fer_helpers.evaluation import mcnemar, p_text, seeds_summary
 from fer_helpers.ferplus import read_ferplus_votes, vote_shares
-from fer_helpers.files import replace_file
+from fer_helpers.files import FolderInUseError, replace_file
 from fer_helpers.inference import pick_device, pick_precision, predict_logits
 from fer_helpers.models import build_model, swap_head
+from fer_helpers.phases import TrainingError
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.splits import SelectionSet, Splits, TrainSet, slice_positions
 from fer_helpers.training import train_phase
@@ -76,10 +79,13 @@ def settings(arm: str, seed: int, votes: Path) -> Config:
 UNREAD = {
     "fer_train_dir", "fer_test_dir", "extra_test_dirs", "output_dir", "run_name",
     "resume", "cache_dir", "phases", "max_images", "selection_size", "near_twins", "device",
-    "drop_test_twins", "drop_conflicts", "drop_blanks", "bootstrap", "robustness", "embedding",
-    "min_confidence", "photo", "gdown_id", "helpers_url", "tensorboard", "carry_head",
+    "bootstrap", "robustness", "embedding", "min_confidence", "photo", "gdown_id", "helpers_url",
+    "tensorboard", "carry_head",
 }  # fmt: skip
 """Parameters of the notebook that these programs do not look at."""
+
+REFUSALS = (CheckpointError, FolderInUseError, TrainingError)
+"""What stops a training with a sentence."""
 
 
 def named_values(texts: Sequence[str], unread: Iterable[str] = ()) -> dict[str, object]:
@@ -101,8 +107,14 @@ def named_values(texts: Sequence[str], unread: Iterable[str] = ()) -> dict[str, 
 
 
 def votes_of(config: Config, faces: TrainSet) -> np.ndarray | None:
-    """Shares of the FER+ votes (N, 8) where the recipe learns them, else None."""
+    """Shares of the FER+ votes (N, 8) where the recipe learns them, else None.
+
+    Raises:
+        SystemExit: there are votes and no weight: a score must not look as if they were learned.
+    """
     if not config.ferplus_weight:
+        if config.ferplus_votes:
+            raise SystemExit("FERPLUS_VOTES without FERPLUS_WEIGHT changes nothing: set both.")
         return None
     return vote_shares(read_ferplus_votes(config.ferplus_votes, faces))
 
@@ -128,10 +140,23 @@ def cut_slice(splits: Splits, size: int = 3000) -> Splits:
 
 
 def read_fer(data: Path, config: Config, hold_out: int = 3000) -> Splits:
-    """FER2013 below `data` as a recipe reads it, with that much of the slice held out."""
+    """FER2013 below `data` as a recipe reads it, with that much of the slice held out.
+
+    Raises:
+        SystemExit: the recipe takes a part of the images only, so that some of the slice may lack.
+    """
+    if config.max_images:
+        raise SystemExit("MAX_IMAGES is for quick tries of the notebook: set it to 0 here.")
     train, test = (data / "fer2013" / split for split in ("train", "test"))
     reading = {"max_bad_share": config.max_bad_share, "size": config.image_size}
-    return cut_slice(load_fer2013(train, test, selection_size=0, **reading), hold_out)
+    fer = cut_slice(load_fer2013(train, test, selection_size=0, **reading), hold_out)
+    drops = ("drop_test_twins", "drop_conflicts", "drop_blanks")
+    return clean_train(fer, **{name: getattr(config, name) for name in drops})
+
+
+def stop(error: Exception) -> NoReturn:
+    """End with a training's own sentence, whose ways out are the notebook's."""
+    raise SystemExit(f"{error} (Here a new run is another folder for --out.)")
 
 
 def public_only(splits: Splits, data: Path) -> Splits:
@@ -156,9 +181,7 @@ def train(arm: str, seed: int, data: Path, votes: Path, folder: Path, where: dic
     """Train one run to its end, or continue it; returns what the table needs."""
     config = settings(arm, seed, votes)
     fer = read_fer(data, config)
-    phases = {"fer2013": clean_train(
-        fer, drop_conflicts=config.drop_conflicts, drop_blanks=config.drop_blanks
-    )}  # fmt: skip
+    phases = {"fer2013": fer}
     if config.phases == "both":
         first = load_affectnet(
             data / "affectnet", grey=True, selection_size=1000,
@@ -322,7 +345,11 @@ def main() -> None:
         for arm in options.arms:
             folder = options.out / f"{arm}-{seed}".replace(" ", "-")
             if not (folder / "result.json").exists():
-                text = json.dumps(train(arm, seed, options.data, options.votes, folder, where))
+                try:
+                    run = train(arm, seed, options.data, options.votes, folder, where)
+                except REFUSALS as error:
+                    stop(error)
+                text = json.dumps(run)
                 replace_file(folder / "result.json", partial(Path.write_text, data=text))
     runs = finished(options.out)
     print(table(runs, options.arms, options.seeds))

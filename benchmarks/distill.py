@@ -1,8 +1,8 @@
 """Teach one network by others: how the shipped model is made.
 
     python benchmarks/distill.py --data data --teachers a.safetensors b.safetensors
-    python benchmarks/distill.py --data data --teachers a.safetensors --start a.safetensors
-    python benchmarks/distill.py --data data --live wide.safetensors --voters
+    python benchmarks/distill.py --teachers a.safetensors --start a.safetensors --out runs/longer
+    python benchmarks/distill.py --live a.safetensors --set START_SIZE=0 --out runs/patient
     python benchmarks/distill.py ... --final student.safetensors
 
 The student is the network of `params/cpu.yaml`, from scratch or from the weights of `--start`;
@@ -15,10 +15,10 @@ over teachers and over ten views; Hinton et al. 2015, "Distilling the Knowledge 
 Network"). That takes the place of label smoothing. `--set FER_ERASE=0.5 MIXUP=0.2` changes
 parameters of the file, FER+ votes among them. One teacher may be asked in every step instead,
 about each face as the student sees it, augmented and mixed: `--live`, which sets its share of the
-target first (`phases.Teacher`). With `--voters` the ten people who voted are one more teacher: what
-FER2013's label most likely is, given their votes. The student sees pixels only, so it is taught by
-somebody who knows more than it can (Lopez-Paz et al. 2016, "Unifying distillation and privileged
-information").
+target first (`phases.Teacher`); it has to know IMAGE_SIZE from its own training. With `--voters`
+the ten people who voted are one more teacher: what FER2013's label most likely is, given their
+votes. The student sees pixels only, so it is taught by somebody who knows more than it can
+(Lopez-Paz et al. 2016, "Unifying distillation and privileged information").
 
 Killed, it continues to the bit with the same command. The table compares student and teachers on
 the images held out. `--final`, for a frozen recipe, writes the student in half precision, with
@@ -36,10 +36,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablation import ROOT, named_values, public_only, read_fer, votes_of
+from ablation import REFUSALS, ROOT, named_values, public_only, read_fer, stop, votes_of
 from sklearn.linear_model import LogisticRegression
 
 from fer_helpers.augment import Augment
+from fer_helpers.calibration import fit_temperature
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model, weights_hash
 from fer_helpers.config import Config
 from fer_helpers.evaluation import compare, evaluate, p_text, reliability, softmax
@@ -72,12 +73,6 @@ def say(teachers: Sequence[LoadedModel], faces: TrainSet, where: dict) -> np.nda
 def _expect_classes(network: LoadedModel, faces: TrainSet) -> None:
     if network.class_names != faces.class_names:
         sys.exit(f"{network.path} knows {', '.join(network.class_names)}: not these classes.")
-
-
-def _expect_channels(teacher: LoadedModel, channels: int) -> None:
-    if teacher.preprocess.channels != channels:
-        sees = teacher.preprocess.channels
-        sys.exit(f"{teacher.path} sees {sees} channels and the student {channels}: not the same.")
 
 
 def temperature_of(teacher: LoadedModel) -> float:
@@ -154,8 +149,15 @@ def main() -> None:
     live = options.live and load_model(options.live, device)
     if live:
         _expect_classes(live, fer.train)
+        if config.start_size or live.preprocess.size != config.image_size:  # it would guess
+            known = live.preprocess.size
+            sys.exit(f"{live.path} knows faces of {known} px: set IMAGE_SIZE={known} and, without "
+                     "--start or with one of that size, START_SIZE=0.")  # fmt: skip
 
-    heads = ((weights_hash(teacher.model), temperature_of(teacher)) for teacher in teachers)
+    heads = [
+        (weights_hash(t.model), t.model.architecture, t.preprocess.to_dict(), temperature_of(t))
+        for t in teachers
+    ]
     names = hashlib.sha256("\n".join(fer.train.files).encode()).hexdigest()
     known = [fer.train.content_hash, names, VIEWS, *heads]
     heard = options.out / f"heard-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.npy"
@@ -176,10 +178,8 @@ def main() -> None:
     print(f"{describe(student)} on {device} in {where['precision']}.", flush=True)
     channels = student.architecture["channels"]
     preprocess = Preprocess(size=config.image_size, channels=channels, grey=True)
-    teacher = None
-    if live:  # it sees one view, so its temperature for one
-        _expect_channels(live, channels)
-        teacher = Teacher(live.model, live.temperature, options.live_share)
+    # It sees one view, so its temperature is that for one.
+    teacher = live and Teacher(live.model, live.temperature, options.live_share)
     try:
         result = train_phase(
             student, fer.train, fer.selection, config.recipe("fer2013"), options.out,
@@ -190,6 +190,8 @@ def main() -> None:
         )  # fmt: skip
     except KeyboardInterrupt:  # at the very end, after all was kept
         sys.exit("Stopped; the same command continues.")
+    except REFUSALS as error:
+        stop(error)
     if result.stopped:
         sys.exit("Stopped; the same command continues.")
     minutes = sum(row["seconds"] for row in result.history) / 60
@@ -208,17 +210,20 @@ def on_held_out(
     faces: SelectionSet, where: dict,
 ) -> str:  # fmt: skip
     """Student and teachers on the images held out, one view: a Markdown table."""
-    head = "| network | accuracy, % | macro-F1 | NLL at temperature 1 | "
-    lines = [f"{head}student minus it, points (95 %) | p |", "|---|---|---|---|---|---|"]
+    head = "| network | accuracy, % | macro-F1 | NLL at temperature 1 | after the best one here | "
+    lines = [f"{head}student minus it, points (95 %) | p |", "|---|---|---|---|---|---|---|"]
     mine = predict_logits(student, faces, preprocess, **where)
     known = {"student": mine} | {
         str(teacher.path): predict_logits(teacher.model, faces, teacher.preprocess, **where)
         for teacher in teachers
     }
     for name, logits in known.items():
-        numbers = evaluate(logits, faces.labels, faces.class_names, bootstrap=0)
+        temperature = fit_temperature(logits, faces.labels)
+        numbers = evaluate(
+            logits, faces.labels, faces.class_names, temperature=temperature, bootstrap=0
+        )
         row = f"| {name} | {100 * numbers['accuracy']:.2f} | {numbers['macro_f1']:.3f} "
-        row += f"| {numbers['nll']:.3f} |"
+        row += f"| {numbers['before_temperature']['nll']:.3f} | {numbers['nll']:.3f} |"
         if logits is not mine:
             pair = compare(*(said.argmax(1) == faces.labels for said in (mine, logits)))
             row += f" {100 * pair['difference']:+.2f} "

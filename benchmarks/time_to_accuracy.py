@@ -1,8 +1,9 @@
 """How long until the original's accuracy: one schedule of fixed length, scored once at its end.
 
     python benchmarks/time_to_accuracy.py --params params/cpu.yaml --data data
-    python benchmarks/time_to_accuracy.py --params params/gpu.yaml --data data --device cuda
-    python benchmarks/time_to_accuracy.py --set FERPLUS_WEIGHT=0.5 FERPLUS_VOTES=data/ferplus.csv
+    python benchmarks/time_to_accuracy.py --params params/gpu.yaml --device cuda --out runs/wide
+    python benchmarks/time_to_accuracy.py --set FERPLUS_WEIGHT=0.5 FERPLUS_VOTES=data/ferplus.csv \
+        --out runs/votes
 
 Trains FER2013 alone, from scratch, on all of train: nothing is held out, because nothing is chosen
 (`--hold-out 1000` leaves out that many images, to fit a temperature on; all published runs did).
@@ -24,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from ablation import named_values, public_only, read_fer, votes_of
+from ablation import REFUSALS, named_values, public_only, read_fer, stop, votes_of
 
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
@@ -71,6 +72,8 @@ def main() -> None:
         )  # fmt: skip
     except KeyboardInterrupt:  # at the very end, after all was kept
         sys.exit("Stopped; the same command continues.")
+    except REFUSALS as error:
+        stop(error)
     if result.stopped:
         sys.exit("Stopped; the same command continues.")
     minutes = sum(row["seconds"] for row in result.history) / 60

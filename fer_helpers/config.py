@@ -39,6 +39,7 @@ NO_EFFECT_ON_THE_MODEL = frozenset(
         "cache_dir",
         "resume",
         "device",
+        "compile",
         "max_bad_share",
         "near_twins",
         "ferplus_votes",
@@ -141,7 +142,10 @@ class Config(BaseModel):
     affectnet_grey: bool = False
     batch_size: int = Field(32, ge=2, le=65536)
     # Model
-    backbone: str = "resnet34"
+    backbone: Literal[
+        "resnet18", "resnet34", "resnet50", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2",
+        "efficientnet_v2_s", "convnext_tiny", "mobilenet_v3_large", "vit_b_16", "swin_t",
+    ] = "resnet34"  # fmt: skip
     pretrained: str = "imagenet"
     attention: Literal["none", "spatial", "channel", "se", "cbam"] = "spatial"
     attention_place: Literal["last", "each"] = "last"
@@ -212,14 +216,16 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _number_from_text(cls, value: Any, info: Any) -> Any:
-        # YAML 1.1 reads 1e-3 as text (it wants 1.0e-3), and so does papermill: take it as meant.
-        if isinstance(value, str) and cls.model_fields[info.field_name].annotation is float:
+    def _as_meant(cls, value: Any, info: Any) -> Any:
+        # YAML 1.1 reads 1e-3 as text (it wants 1.0e-3), and so does papermill, which takes `-p
+        # EMBEDDING false` for text too (it wants False).
+        kind = cls.model_fields[info.field_name].annotation
+        if isinstance(value, str) and kind is float:
             try:
                 return float(value)
             except ValueError:
                 return value
-        return value
+        return {"true": True, "false": False}.get(value, value) if kind is bool else value
 
     @model_validator(mode="after")
     def _values_fit_together(self) -> Config:
@@ -238,6 +244,17 @@ class Config(BaseModel):
             problems.append(
                 f"START_SIZE ({self.start_size}) should be 0, or from 16 to IMAGE_SIZE "
                 f"({self.image_size})"
+            )
+        # `models.check_architecture` says these too, but staging for Kaggle cannot import torch.
+        if self.pretrained == "imagenet" and self.width != 64:
+            problems.append(
+                f"PRETRAINED 'imagenet' exists for WIDTH 64, not {self.width}: set WIDTH to 64 or "
+                "PRETRAINED to 'none'"
+            )
+        if not self.backbone.startswith("resnet") and (self.stem, self.width) != ("imagenet", 64):
+            problems.append(
+                f"STEM and WIDTH change ResNets only: set them to 'imagenet' and 64 for BACKBONE "
+                f"{self.backbone!r}"
             )
         smallest = min(self.image_size, self.start_size or self.image_size)
         if self.backbone == "convnext_tiny" and smallest < 32:
@@ -306,13 +323,13 @@ class Config(BaseModel):
     def from_notebook(cls, names: Mapping[str, Any]) -> Config:
         """Collect the parameters out of a notebook's `globals()`.
 
-        Every upper-case scalar counts as meant for us, and so does one in lower case that is
-        spelled like a parameter: what papermill injects under such a name is refused instead of
-        ignored. So is a parameter that is no scalar.
+        Every upper-case scalar, list and dict counts as meant for us, and so does one in lower case
+        that is spelled like a parameter: what papermill injects under such a name is refused
+        instead of ignored. Other names in lower case are the notebook's own.
         """
 
         def is_meant(name: str, value: Any) -> bool:
-            if isinstance(value, str | int | float | None):
+            if isinstance(value, str | int | float | list | dict | None):
                 known = name.lower() in cls.model_fields
                 return known or bool(re.fullmatch(r"[A-Z][A-Z0-9_]+", name))
             return name.isupper() and name.lower() in cls.model_fields
@@ -428,6 +445,8 @@ def _explain(problem: Mapping[str, Any]) -> list[str]:
     wanted = problem["msg"].removeprefix("Input should be ")
     if problem["type"] == "string_pattern_mismatch":
         wanted = PATTERNS[name]
+    elif problem["type"] == "string_type":
+        wanted = "text (quoted in a file, -r instead of -p for papermill)"
     return [f"{name.upper()} should be {wanted}, not {problem['input']!r}"]
 
 

@@ -44,7 +44,7 @@ class Teacher:
     patient and consistent").
 
     Attributes:
-        model: takes the student's inputs and knows its classes; in evaluation mode.
+        model: takes the student's inputs and knows its classes; is put in evaluation mode.
         temperature: what its logits are divided by.
         share: of the target that it sets, 0 to 1; labels set the rest.
     """
@@ -138,12 +138,25 @@ class Phase:
                 f"needs {shape}: make them for exactly these faces."
             )
         if self.teacher is not None:
-            known = self.teacher.model.architecture["num_classes"]
-            if known != len(train.class_names):
-                raise TrainingError(
-                    f"The teacher knows {known} classes and the training set has "
-                    f"{len(train.class_names)}: take one that was trained on the same classes."
-                )
+            self._expect_fitting(self.teacher)
+
+    def _expect_fitting(self, teacher: Teacher) -> None:
+        knows, sees = (teacher.model.architecture[name] for name in ("num_classes", "channels"))
+        if knows != len(self.train.class_names):
+            raise TrainingError(
+                f"The teacher knows {knows} classes and the training set has "
+                f"{len(self.train.class_names)}: take one that was trained on the same classes."
+            )
+        if sees != self.preprocess.channels:
+            raise TrainingError(
+                f"The teacher sees {sees} channels and the student {self.preprocess.channels}: "
+                "take one that sees the same."
+            )
+        if not 0 <= teacher.share <= 1 or teacher.temperature <= 0:
+            raise TrainingError(
+                f"The teacher's share is {teacher.share} and its temperature is "
+                f"{teacher.temperature}: give a share from 0 to 1 and a temperature above 0."
+            )
 
     @property
     def steps(self) -> int:

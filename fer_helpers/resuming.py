@@ -56,8 +56,9 @@ def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
     def data(faces: FaceSet | None) -> str | None:
         if faces is None:
             return None
+        # These faces only: another test folder, which is in `content_hash`, changes nothing here.
         listing = "\n".join(faces.files.tolist()).encode() + faces.labels.tobytes()
-        return f"{faces.content_hash[:16]} {hashlib.sha256(listing).hexdigest()[:16]}"
+        return hashlib.sha256(listing + faces.pixel_hashes.tobytes()).hexdigest()[:16]
 
     def of(shares: np.ndarray | None) -> str | None:
         if shares is None:
@@ -83,6 +84,7 @@ def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
     if (teacher := phase.teacher) is not None:
         parts["teacher"] = {
             "weights": checkpoints.weights_hash(teacher.model)[:16],
+            "architecture": teacher.model.architecture,
             "temperature": teacher.temperature,
             "share": teacher.share,
         }

@@ -179,7 +179,7 @@ def look(
     hits = torch.stack([right for _, _, right in waiting]).tolist()
     for (rows, _, _), loss, right in zip(waiting, losses, hits, strict=True):
         if not math.isfinite(loss):
-            files = ", ".join(phase.train.files[rows][:8]) + (" ..." if len(rows) > 8 else "")
+            files = ", ".join(phase.train.files[rows])
             raise TrainingError(
                 f"The loss was not finite in epoch {progress.epoch + 1}, step {progress.step + 1} "
                 f"(batch with {files}): in a new run (another RUN_NAME) lower the learning rate or "
@@ -347,7 +347,8 @@ def train_phase(
             for a recipe with a `vote_weight`.
         soft_labels: what the loss aims at instead of the labels, shares of the classes (N, K); hits
             are then counted against the largest share.
-        teacher: a trained network that sets a share of what the loss aims at, asked in every step.
+        teacher: a trained network that sets a share of what the loss aims at, asked in every step;
+            hits are counted against the target that this gives.
         device: where to train.
         precision: fp32, bf16 or fp16.
         compile: use `torch.compile`; costs a minute or two at the start.

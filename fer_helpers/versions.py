@@ -1,6 +1,7 @@
 """Which code, which packages and how many threads made a number."""
 
 import hashlib
+import itertools
 import os
 import platform
 import subprocess
@@ -48,12 +49,12 @@ def _git_commit() -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return done.stdout.strip()
 
-    code = [".", "../notebooks/*.py"]
+    code = ["*.py", "../notebooks/*.py", "../benchmarks/*.py"]
     try:
         # Installed below another project's repository, that project's commit would be the answer.
         git("ls-files", "--error-unmatch", "__init__.py")
         commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+        changed = git("status", "--porcelain", "--", *code)
     except (OSError, subprocess.SubprocessError):
         return f"unknown+{_code_hash()}"
     return f"{commit}+{_code_hash()}" if changed else commit
@@ -61,5 +62,6 @@ def _git_commit() -> str:
 
 def _code_hash() -> str:
     here = Path(__file__).resolve().parent
-    sources = sorted([*here.glob("*.py"), *here.parent.glob("notebooks/*.py")])
+    beside = (here.parent.glob(f"{name}/*.py") for name in ("notebooks", "benchmarks"))
+    sources = sorted([*here.glob("*.py"), *itertools.chain(*beside)])
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]

@@ -10,9 +10,9 @@
 # # Facial Emotion Recognition
 #
 # By default, a ResNet-34 with spatial attention learns eight emotions on AffectNet, is adapted to
-# the seven of FER2013, and is then evaluated so that a reviewer can believe it: every accuracy on
-# a test set says which images it was taken on, how sure it is, and what it would be without the
-# test images that also stand in train.
+# the seven of FER2013, and is then evaluated so that a reviewer can believe it: every accuracy in
+# the tables of scores says which images it was taken on, how sure it is, and what it would be
+# without the test images that also stand in train.
 #
 # **How to use this notebook**
 #
@@ -39,7 +39,7 @@ PHASES: str = "both"  # both, affectnet or fer2013
 MAX_IMAGES: int = 0  # per split, for a quick try; 0 takes all
 MAX_BAD_SHARE: float = 0.01  # share of unreadable files that is skipped; more is an error
 SELECTION_SIZE: int = 3000  # faces cut from train to choose on where no split is meant for it
-DROP_TEST_TWINS: bool = False  # leave out training faces that also stand in test
+DROP_TEST_TWINS: bool = False  # leave out training faces that also stand in test or selection
 DROP_CONFLICTS: bool = False  # leave out identical training faces with different labels
 DROP_BLANKS: bool = False  # leave out training images that show nothing
 NEAR_TWINS: bool = True  # search for near-twins too, up to a minute
@@ -143,15 +143,15 @@ HELPERS_URL: str = ""  # where to install fer_helpers from if it is not here
 try:
     import fer_helpers  # noqa: F401
 except ModuleNotFoundError:
-    if not HELPERS_URL:
-        raise ModuleNotFoundError(
-            "fer_helpers is not here: run `make kaggle` and import build/kaggle/*.ipynb, or set "
-            "HELPERS_URL to where it can be installed from."
-        ) from None
     import subprocess
     import sys
 
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "--no-deps", HELPERS_URL])
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+    if not HELPERS_URL or subprocess.call([*pip, HELPERS_URL]):
+        raise ModuleNotFoundError(
+            "fer_helpers is not here: run `make kaggle` and import build/kaggle/*.ipynb, or set "
+            "HELPERS_URL to where pip can install it from."
+        ) from None
 
 # %%
 import copy
@@ -426,7 +426,8 @@ for name, splits in datasets.items():
     )  # fmt: skip
 length = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "a minute or less"
 left = " What this run has done already is not done again." if run.resumed else ""
-print(f"Training takes {length} here; faster: a GPU, a smaller IMAGE_SIZE, fewer epochs.{left}")
+faster = "a GPU, " * (device.type == "cpu") + "a smaller IMAGE_SIZE, fewer epochs"
+print(f"Training takes {length} here; faster: {faster}.{left}")
 
 # %%
 machine = {

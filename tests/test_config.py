@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import textwrap
+import typing
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 
 from fer_helpers import config as module
 from fer_helpers.config import DATA_FOLDERS, Config, ConfigError, Recipe, read_parameters
+from fer_helpers.models import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(ROOT.glob("params/*.yaml"))
@@ -45,7 +47,7 @@ def refused(values):
         ("WEIGHT_DECAY", math.inf, "WEIGHT_DECAY should be a finite number"),
         ("WEIGHT_DECAY", "nan", "WEIGHT_DECAY should be a finite number"),
         ("EMA", 1.0, "EMA should be less than 1"),
-        ("OUTPUT_DIR", 3, "OUTPUT_DIR should be a valid string, not 3"),
+        ("OUTPUT_DIR", 3, "OUTPUT_DIR should be text (quoted in a file"),
         ("RUN_NAME", "a/b", "RUN_NAME should be letters, digits, spaces, dots, - and _, without a"),
         ("RUN_NAME", "demo.", "RUN_NAME should be letters, digits, spaces, dots"),
         ("DEVICE", "gpu", "DEVICE should be 'auto', 'cpu', 'mps', 'cuda' or 'cuda:1', not 'gpu'"),
@@ -57,6 +59,19 @@ def refused(values):
 def test_unusable_value_is_explained(name, value, words):
     (line,) = refused({name: value})
     assert line.startswith(words)
+
+
+@pytest.mark.parametrize("value, meant", [("false", False), ("true", True), (True, True)])
+def test_switches_may_be_spelled_as_in_the_files(value, meant):
+    """papermill's `-p EMBEDDING false` arrives as text."""
+    assert Config.from_values({"EMBEDDING": value}, "x").embedding is meant
+
+
+def test_a_number_where_text_is_wanted_is_explained():
+    (line,) = refused({"RUN_NAME": 2024})
+    assert line == (
+        "RUN_NAME should be text (quoted in a file, -r instead of -p for papermill), not 2024"
+    )
 
 
 @pytest.mark.parametrize("value", ["1e-3", "1.0e-3", 0.001])
@@ -118,6 +133,22 @@ def test_convnext_takes_no_picture_below_32_px(sizes):
     (line,) = refused({"BACKBONE": "convnext_tiny", **sizes})
     assert "31 px are too few" in line
     Config.from_values({"BACKBONE": "convnext_tiny", **dict.fromkeys(sizes, 32)}, "x")
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"BACKBONE": "resnt34"}, "BACKBONE should be 'resnet18', 'resnet34'"),
+    ({"WIDTH": 32}, "PRETRAINED 'imagenet' exists for WIDTH 64, not 32"),
+    ({"BACKBONE": "swin_t", "ATTENTION": "none", "STEM": "small1"}, "STEM and WIDTH"),
+    ({"BACKBONE": "swin_t", "PRETRAINED": "none", "WIDTH": 32}, "STEM and WIDTH"),
+])  # fmt: skip
+def test_networks_that_cannot_be_built_are_refused_without_torch(values, words):
+    """Staging for Kaggle looks at parameters alone."""
+    (line,) = refused(values)
+    assert line.startswith(words)
+
+
+def test_the_parameters_know_every_backbone():
+    assert typing.get_args(Config.model_fields["backbone"].annotation) == BACKBONES
 
 
 def test_votes_are_learned_only_where_there_are_some():
@@ -332,10 +363,10 @@ def test_weights_to_start_from_are_known_by_what_they_hold(tmp_path):
 def test_fingerprint_leaves_out_what_does_not_change_the_model():
     moved = {"output_dir": "else", "device": "cpu", "time_budget_minutes": 3.0, "tta_views": 1,
              "affectnet_dir": "a", "fer_detail_every": 1, "photo": "x.jpg",
-             "ferplus_votes": "x.csv", "tensorboard": True}  # fmt: skip
+             "ferplus_votes": "x.csv", "tensorboard": True, "compile": True}  # fmt: skip
     assert Config(**moved).fingerprint() == Config().fingerprint()
-    changes = {"seed": 1, "precision": "fp32", "width": 32, "max_images": 9, "ferplus_weight": 0.5,
-               "phases": "fer2013"}  # fmt: skip
+    changes = {"seed": 1, "precision": "fp32", "head_hidden": 0, "max_images": 9,
+               "ferplus_weight": 0.5, "phases": "fer2013"}  # fmt: skip
     for name, value in changes.items():
         assert Config(**{**moved, name: value}).fingerprint() != Config().fingerprint(), name
 

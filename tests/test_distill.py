@@ -52,7 +52,7 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     monkeypatch.setattr(sys, "argv", [
         "distill", "--data", str(data), "--params", str(recipe), "--teachers", str(teacher),
         "--start", str(teacher), "--set", "FER_EPOCHS=2", "MIXUP=0.2", "IMAGE_SIZE=56",
-        "--lr", "0.01", "--live", str(teacher),
+        "--lr", "0.01",
         "--out", str(tmp_path / "out"),
         "--final", str(tmp_path / "student.safetensors"),
     ])  # fmt: skip
@@ -116,6 +116,38 @@ def test_a_start_of_three_channels_is_fed_three(distill, teacher, tmp_path, monk
         distill.main()
 
 
+def test_a_live_teacher_is_asked_at_the_size_that_it_knows(distill, teacher, tmp_path, monkeypatch):
+    from tests.tiny import faces, selection_faces
+
+    names = load_model(teacher).class_names
+    fer = Splits(faces(names=names, n=14), selection_faces(), (), "")
+    monkeypatch.setattr(distill, "read_fer", lambda *_: fer)
+
+    class Trained(Exception):
+        pass
+
+    def train_phase(*_, teacher, soft_labels, **__):
+        raise Trained(teacher, soft_labels)
+
+    monkeypatch.setattr(distill, "train_phase", train_phase)
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", [
+            "distill", "--live", str(teacher), "--live-share", "0.6", "--out", str(tmp_path),
+            "--device", "cpu", *more,
+        ])  # fmt: skip
+        distill.main()
+
+    for sizes in ([], ["--set", "IMAGE_SIZE=56", "START_SIZE=0"]):  # cpu.yaml grows faces to 48
+        with pytest.raises(SystemExit, match="knows faces of 48 px: set IMAGE_SIZE=48"):
+            run(*sizes)
+    with pytest.raises(Trained) as caught:
+        run("--set", "START_SIZE=0")
+    asked, targets = caught.value.args
+    assert (asked.share, asked.temperature) == (0.6, 2.0)
+    assert np.array_equal(targets, np.eye(7, dtype=np.float32)[fer.train.labels])
+
+
 def test_somebody_has_to_teach(distill, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["distill"])
     with pytest.raises(SystemExit):
@@ -171,7 +203,7 @@ def test_targets_are_shares_of_label_and_teacher(distill):
 
 def test_a_parameter_that_changes_nothing_is_refused(distill):
     assert distill.named_values(["MIXUP=0.2"]) == {"mixup": 0.2}
-    with pytest.raises(SystemExit, match="DROP_BLANKS changes nothing"):
-        distill.named_values(["MIXUP=0.2", "DROP_BLANKS=true"])
+    with pytest.raises(SystemExit, match="NEAR_TWINS changes nothing"):
+        distill.named_values(["MIXUP=0.2", "NEAR_TWINS=true"])
     with pytest.raises(SystemExit, match="WIDTH changes nothing"):
         distill.named_values(["WIDTH=16"], {"width"})

@@ -60,7 +60,7 @@ OPTIONS = {
     "mixed votes": {"votes": some_votes(), "vote_weight": 1.0, "mixup": 0.4, "ema": 0.9},
     "soft labels": {"soft_labels": some_soft_labels(), "label_smoothing": 0.0},
     "mixed soft labels": {"soft_labels": some_soft_labels(), "mixup": 0.4},
-    "teacher": {"teacher": Teacher(net(seed=1).eval(), share=0.8), "mixup": 0.4},
+    "teacher": {"teacher": Teacher(net(seed=1), share=0.8), "mixup": 0.4},
     "bf16": {"precision": "bf16", "early_stop": 1},
     "fp16": {"precision": "fp16", "clip_norm": 1.0},
 }
@@ -169,7 +169,7 @@ def test_soft_labels_of_other_faces_are_refused(tmp_path):
 
 def test_a_teacher_is_asked_about_what_the_student_sees():
     """Augmented and mixed faces go to both; the label keeps the share that the teacher leaves."""
-    teacher = Teacher(net(seed=1).eval(), temperature=2.0, share=0.75)
+    teacher = Teacher(net(seed=1), temperature=2.0, share=0.75)
     given = replace(phase(mixup=0.4, mix_probability=1.0), teacher=teacher)
     parts, seen = make_parts(given, net()), []
     for network in (teacher.model, parts.model):
@@ -198,12 +198,29 @@ def test_a_student_learns_what_its_teacher_thinks_whatever_the_labels_say(tmp_pa
 
 
 def test_a_teacher_is_part_of_the_training(tmp_path):
-    train(tmp_path, deadline=PAST, teacher=Teacher(net(seed=1).eval()))
-    for other in (Teacher(net(seed=2).eval()), Teacher(net(seed=1).eval(), share=0.5), None):
-        with pytest.raises(CheckpointError, match=r"teacher (weights|share)"):
+    train(tmp_path, deadline=PAST, teacher=Teacher(net(seed=1)))
+    for changed, other in {
+        "weights": Teacher(net(seed=2)),
+        "share": Teacher(net(seed=1), share=0.5),
+        "temperature": Teacher(net(seed=1), temperature=2.0),
+        "architecture": Teacher(net(seed=1, attention_safe_start=True)),
+        "": None,
+    }.items():
+        with pytest.raises(CheckpointError, match=f"teacher {changed}"):
             train(tmp_path, teacher=other)
-    with pytest.raises(TrainingError, match="knows 7 classes and the training set has 3"):
-        train(tmp_path, teacher=Teacher(build_model(7, stem="small2", width=16, channels=1)))
+
+
+@pytest.mark.parametrize("other, sentence", [
+    ({"num_classes": 7}, "knows 7 classes and the training set has 3"),
+    ({"channels": 3}, "sees 3 channels and the student 1"),
+    ({"share": 80.0}, "share is 80.0"),
+    ({"temperature": 0.0}, "temperature is 0.0"),
+])  # fmt: skip
+def test_a_teacher_that_cannot_teach_is_refused(tmp_path, other, sentence):
+    given = {name: other.pop(name) for name in ("share", "temperature") if name in other}
+    small = {"stem": "small2", "width": 16, "num_classes": 3, "channels": 1, **other}
+    with pytest.raises(TrainingError, match=sentence):
+        train(tmp_path, teacher=Teacher(build_model(**small), **given))
 
 
 def test_votes_count_as_much_as_the_recipe_says():
@@ -611,11 +628,20 @@ def test_other_votes_are_refused_where_they_are_learned(tmp_path):
 @pytest.mark.parametrize("change", [
     {"labels": np.roll(faces().labels, 1)},
     {"files": faces().files[::-1]},
-    {"content_hash": "1" * 64},
+    {"pixel_hashes": faces().pixel_hashes[::-1]},
 ], ids=lambda change: next(iter(change)))  # fmt: skip
 def test_every_part_of_the_data_tells_one_training_from_another(change):
     one, other = (resuming.identity(phase(f), net()) for f in (faces(), replace(faces(), **change)))
     assert {name for name in one if one[name] != other[name]} == {"training data"}
+
+
+def test_another_test_folder_is_no_other_training():
+    """Its faces are in the dataset's hash, which is that of all splits."""
+    one, other = (
+        resuming.identity(phase(f, replace(selection_faces(), content_hash=f.content_hash)), net())
+        for f in (faces(), replace(faces(), content_hash="1" * 64))
+    )
+    assert one == other
 
 
 def test_other_soft_labels_are_refused(tmp_path):
