@@ -301,6 +301,11 @@ def test_kaggle_template_says_everything_explicitly():
         assert template[key] == []
 
 
+def test_an_installed_package_holds_the_shipped_files():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert setuptools["setuptools"]["package-data"] == {"fer_helpers": ["weights/*"]}
+
+
 def test_make_runs_the_commands_that_the_readme_shows():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
