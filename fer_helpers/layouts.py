@@ -52,7 +52,10 @@ IMAGE_SUFFIXES = frozenset(
         *("pgm", "png", "ppm", "tif", "tiff", "webp"),
     )
 )
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "lost+found"}
+_SYSTEM_FILES = {
+    *("thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"),
+    *("lost+found", "@eadir"),
+}
 
 
 class DataError(ValueError):

@@ -406,10 +406,12 @@ def test_hidden_files_are_ignored_and_counted(tmp_path):
     (tmp_path / "train/sad/Thumbs.db").write_bytes(b"x")
     (tmp_path / "train/sad/._Training_1.png").write_bytes(b"x")
     (tmp_path / "train/__MACOSX").mkdir()
+    (tmp_path / "train/System Volume Information").mkdir()
+    save(tmp_path / "train/sad/@eaDir/Training_1.png/SYNOPHOTO_THUMB_M.png", picture(1))
     (tmp_path / "train/labels.csv").write_text("x")
     splits = fer(tmp_path)
     assert len(splits.train) == 70
-    assert "train: 4 hidden or system files ignored" in splits.notes
+    assert "train: 6 hidden or system files ignored" in splits.notes
     assert "train: 1 files beside the class folders ignored" in splits.notes
 
 
