@@ -500,6 +500,25 @@ def test_link_loops_are_not_followed(tmp_path):
     assert [name for name, _ in splits.bad_files] == ["train/sad/self"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+@pytest.mark.parametrize(
+    ("links", "loops"),
+    [
+        ({"train/Sad/up": ".."}, 1),
+        ({"train/Sad/up": "../.."}, 1),
+        ({"train/Sad/x": "../Happy", "train/Happy/y": "../Sad"}, 2),
+        ({"train/again": "."}, 1),
+    ],
+)
+def test_links_out_of_a_class_put_no_picture_under_another(tmp_path, links, loops):
+    write_affectnet(tmp_path)
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target, target_is_directory=True)
+    for splits in (affectnet(tmp_path), load_faces(tmp_path, cache_dir=tmp_path / "cache")):
+        assert (splits.train.counts() + splits.selection.counts()).tolist() == [8] * 8
+        assert f"train: {loops} folder links that lead back not followed" in splits.notes
+
+
 def test_a_drawn_dataset_says_so(tmp_path):
     write_fer(tmp_path / "fer2013")
     (tmp_path / reading.DRAWN_MARKER).write_text("")

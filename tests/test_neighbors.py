@@ -609,9 +609,9 @@ def test_a_split_that_was_read_is_listed_alone(tmp_path, names, monkeypatch):
             save(tmp_path / "mine" / split / names[i % 2] / f"{i}.png", picture(i))
     walked, walk = [], layouts.walk_files
 
-    def watch(folder):
+    def watch(folder, *passed):
         walked.append(folder)
-        return walk(folder)
+        return walk(folder, *passed)
 
     for module in (layouts, neighbors):
         monkeypatch.setattr(module, "walk_files", watch)
