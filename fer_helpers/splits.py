@@ -25,7 +25,8 @@ class FaceSet:
         split: "train", "selection", "val", "test", "PublicTest", "PrivateTest", ...
         dataset: "AffectNet", "FER2013" or what else was recognized.
         origin: "drawn" or "real".
-        content_hash: SHA-256 hex over sorted names and file bytes of the whole dataset.
+        content_hash: SHA-256 hex over sorted names and file bytes of the whole dataset, and its
+            labels where a table or numbers give them.
         pixel_hashes: bytes (N,), one hash per face of its decoded pixels: equal means twins.
             Computed from `pixels` when not given.
         native: str (N,), mode and size in the file, "L 48x48"; empty when unknown.

@@ -1,6 +1,7 @@
 """Every layout people have, recognized and read by the meaning of its labels."""
 
 import os
+import re
 import sys
 
 import numpy as np
@@ -375,6 +376,19 @@ def test_a_label_table_overrules_the_folders(tmp_path):
     where = everything.index("train/angry/image0000000.png")
     assert splits.train.class_names[labels[where]] == "Disgust"
     assert any("overrules the folder of 1" in note for note in splits.notes)
+
+
+def test_the_content_hash_covers_labels_that_the_folders_do_not_say(tmp_path):
+    root = write_table(tmp_path / "table")
+    before = load(root, tmp_path / "cache").train.content_hash
+    table = (root / "labels.csv").read_text()
+    other = {",happy,": ",sad,", ",sad,": ",happy,"}
+    swapped = re.sub("|".join(other), lambda found: other[found[0]], table)
+    (root / "labels.csv").write_text(swapped)
+    assert load(root, tmp_path / "cache").train.content_hash != before
+    root = write_numbered(tmp_path / "numbers", count=2)
+    first, second = (load(root, tmp_path / "cache", order=o) for o in ("happy sad", "sad happy"))
+    assert first.train.content_hash != second.train.content_hash
 
 
 @pytest.mark.parametrize("place", ["", "train/"])
