@@ -160,6 +160,7 @@ class Reader:
             notes=tuple(self.notes),
             bad_files=tuple(self.bad_files),
             scored=scored,
+            limited=bool(self.max_images),
         )
 
     def used(self, faces: FaceSet) -> str:

@@ -122,6 +122,7 @@ class Splits:
         notes: what else the reader should know: bad files skipped, folders renamed, ...
         bad_files: `(name, reason)` of every file that was skipped.
         scored: the part of `sentence` that says what is scored.
+        limited: whether MAX_IMAGES may have left images out.
 
     Raises:
         TypeError: a set stands where its type does not belong.
@@ -134,6 +135,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     bad_files: tuple[tuple[str, str], ...] = ()
     scored: str = ""
+    limited: bool = False
 
     def __post_init__(self):
         """Keep what is scored apart from what is learned and chosen on."""
