@@ -138,8 +138,9 @@ def _divide_whole(reader: Reader, faces: FaceSet, by_subject: bool) -> Splits:
     train = faces.take(~inside)
     test = as_test(faces.take(inside), train.pixel_hashes, "test")
     sentence = (
-        f"{reader.dataset}: there is no test folder, so {len(test):,} of {len(faces):,} images, "
-        f"divided by {'subject' if by_subject else 'twin group'}, are cut out as the test set."
+        f"{reader.dataset}: there is no test folder, so a fifth of the images, divided by "
+        f"{'subject' if by_subject else 'twin group'}, is cut out as the test set "
+        f"({reader.used(test)} images)."
     )
     if by_subject:
         reader.notes.append(

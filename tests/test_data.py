@@ -221,6 +221,9 @@ def test_max_images_is_stratified_per_split(tmp_path):
     assert "PrivateTest (7 images)" in half.scored and "of 7 training images" in half.sentence
     other = affectnet(write_affectnet(tmp_path / "other"), max_images=9)
     assert "val (9 images)" in other.scored and len(other.tests[0]) == 9
+    shutil.rmtree(tmp_path / "other/val")
+    whole = load_faces(tmp_path / "other", cache_dir=tmp_path / "cache", max_images=9)
+    assert "test set (9 images)" in whole.scored and len(whole.tests[0]) == 9
     with pytest.raises(DataError, match="fewer than the 7 classes"):
         fer(tmp_path, max_images=3)
 
