@@ -286,6 +286,9 @@ def test_one_class_is_refused(tmp_path):
         save(tmp_path / split / "happy" / "a.png", picture(0))
     with pytest.raises(DataError, match="lacks Anger, Contempt"):
         affectnet(tmp_path)
+    for place in (tmp_path, tmp_path / "train"):
+        with pytest.raises(DataError, match=r"train has only one class folder \(happy\)"):
+            load_faces(place)
 
 
 def test_a_missing_folder_names_the_parameter_and_the_nearest_there_is(tmp_path):

@@ -572,6 +572,16 @@ def test_splits_under_other_names_are_not_passed_over(tmp_path, splits, named):
         load(tmp_path, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("splits", [("test",), ("test", "val")])
+def test_a_set_without_train_is_not_read_as_its_test_folder(tmp_path, splits):
+    for split in splits:
+        for i in range(20):
+            save(tmp_path / split / ("happy", "sad")[i % 2] / f"{i}.png", picture(i))
+    with pytest.raises(DataError, match=r"holds test but no train folder: add it, or give .*test,"):
+        load(tmp_path, tmp_path / "cache")
+    assert load(tmp_path / "test", tmp_path / "cache").notes[0].startswith("test is read as one")
+
+
 def test_a_dataset_in_the_working_folder_has_its_name(tmp_path, monkeypatch):
     for k, name in enumerate(("amused", "happy")):
         for i in range(20):
