@@ -19,12 +19,17 @@ from fer_helpers.data import contents, divide_fer, load_fer2013
 from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.layouts import (
     FER_CLASSES,
+    IMAGE_SUFFIXES,
+    SPLIT_FOLDERS,
     DataError,
     Listing,
     find_dataset,
     local_path,
+    match_classes,
     readable,
     split_folder,
+    subfolders,
+    walk_once,
 )
 from fer_helpers.neighbors import (
     FER_CSV_FILES,
@@ -38,6 +43,8 @@ from fer_helpers.neighbors import (
 )
 from fer_helpers.reading import DRAWN_MARKER, Reader, as_test
 from fer_helpers.splits import FaceSet, Splits, slice_positions
+
+_SPLITS = {name for names in SPLIT_FOLDERS.values() for name in names}
 
 
 def load_faces(
@@ -105,15 +112,40 @@ def _find_layout(path: Path, parameter: str) -> Recognized:
         plain = re.sub(r"[\W_]", "", path.stem.lower())
         is_fer = "fer2013" in plain or path.name.lower() in FER_CSV_FILES
         return Recognized("fer2013-csv", "FER2013" if is_fer else readable(path.stem), path)
-    root = find_dataset(path, parameter, lambda folder: recognize(folder) is not None)
+
+    def accepts(folder: Path) -> bool:
+        # Of the splits inside of what was given, none may be taken for all.
+        inside = folder.name != path.name and folder.name.lower() in _SPLITS
+        if inside and any(split_folder(folder.parent, split) for split in ("val", "test")):
+            return False
+        return recognize(folder) is not None
+
+    root = find_dataset(path, parameter, accepts)
     found = recognize(root)
     if found is None:
+        _refuse_part(root)
         raise DataError(
             f"{root} is in no known layout (it holds {contents(root)}; known are "
             f"{'; '.join(LAYOUTS.values())}): give the folder of the dataset itself"
         )
     # By the folder that was given: the one inside may be called "archive (3)".
     return replace(found, dataset=found.dataset or own_name(path))
+
+
+def _refuse_part(root: Path) -> None:
+    """Say what a folder lacks that holds no train folder, or one class only."""
+    train = split_folder(root, "train")
+    other = split_folder(root, "test") or split_folder(root, "val")
+    if other and not train:
+        raise DataError(
+            f"{root} holds {other.name} but no train folder: add it, or give {other}, which is "
+            "read as a dataset of its own"
+        )
+    classes = subfolders(train or root)
+    if len(classes) == 1:
+        _, files = next(walk_once((train or root) / classes[0]), ("", []))
+        if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files):
+            match_classes(classes, "train", train or root, None, ())  # says that one is too few
 
 
 def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> Splits:
@@ -138,8 +170,9 @@ def _divide_whole(reader: Reader, faces: FaceSet, by_subject: bool) -> Splits:
     train = faces.take(~inside)
     test = as_test(faces.take(inside), train.pixel_hashes, "test")
     sentence = (
-        f"{reader.dataset}: there is no test folder, so {len(test):,} of {len(faces):,} images, "
-        f"divided by {'subject' if by_subject else 'twin group'}, are cut out as the test set."
+        f"{reader.dataset}: there is no test folder, so a fifth of the images, divided by "
+        f"{'subject' if by_subject else 'twin group'}, is cut out as the test set "
+        f"({reader.used(test)} images)."
     )
     if by_subject:
         reader.notes.append(

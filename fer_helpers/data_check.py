@@ -145,7 +145,7 @@ def _by_split(faces: pd.DataFrame, order: list[str]) -> str:
 def _count_findings(splits: Splits, counts: pd.DataFrame) -> list[tuple]:
     # A folder may be called so and have other classes.
     named = splits.train.dataset == "FER2013" and splits.train.class_names == FER_CLASSES
-    official = named and splits.train.origin == "real"
+    official = named and splits.train.origin == "real" and not splits.limited
     rows = []
     for split, column in counts.items():
         found, expected, advice = f"{column.sum():,}", "", ""

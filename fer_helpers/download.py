@@ -6,7 +6,6 @@ import argparse
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -70,7 +69,9 @@ def download(name: str, folder: str | Path) -> str:
         except DataError as error:
             raise DataError(f"{error}: delete {target} and run the download again") from None
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
+    scratch = folder / f".{name}"  # one name, so that what a killed download left goes with it
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     try:
         archive, said = _with_cli(source, folder / ".downloads")
         if archive is not None:

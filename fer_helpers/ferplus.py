@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fer_helpers.data import load_fer2013
-from fer_helpers.fer_csv import csv_file, read_table
+from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.files import replace_file
 from fer_helpers.layouts import SPLIT_FOLDERS, DataError, canonical_emotion
 from fer_helpers.splits import FaceSet, Splits
@@ -52,7 +54,8 @@ def match_ferplus(
 
     FER+ names match no file on Kaggle; its rows stand in the order of `fer2013.csv`. Kaggle's
     files are JPEG copies of those rows, close but not equal. So each file takes the nearest row
-    with its label, and files whose pixels are equal share the equal rows among them.
+    with its label, of the official split that its name tells, and files whose pixels are equal
+    share the equal rows among them.
 
     Args:
         fer_csv: the user's `fer2013.csv`, or the folder that holds it.
@@ -77,9 +80,13 @@ def match_ferplus(
     votes = _read_votes(ferplus_csv, table.usages)
     row_of = np.full(len(faces), -1)
     error = np.full(len(faces), np.nan)
-    for label, emotion in enumerate(faces.class_names):
-        positions = np.flatnonzero(faces.labels == label)
-        rows = np.flatnonzero((table.emotions == emotion) & (table.usages != ""))
+    # A face may have a twin in another split, with votes of its own.
+    told = [re.search(rf"(?:^|/)({'|'.join(USAGES)})[_/]", name) for name in faces.files]
+    owners = np.array([match[1] if match else "" for match in told], dtype=object)
+    for label, owner in product(range(len(faces.class_names)), ("", *USAGES)):
+        positions = np.flatnonzero((faces.labels == label) & (owners == owner))
+        wanted = table.usages == owner if owner else table.usages != ""
+        rows = np.flatnonzero((table.emotions == faces.class_names[label]) & wanted)
         if len(positions) and len(rows):
             nearest, distance = _nearest(faces.images(positions), table.pixels[rows])
             good = distance <= MAX_ERROR

@@ -52,7 +52,10 @@ IMAGE_SUFFIXES = frozenset(
         *("pgm", "png", "ppm", "tif", "tiff", "webp"),
     )
 )
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "lost+found"}
+_SYSTEM_FILES = {
+    *("thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"),
+    *("lost+found", "@eadir"),
+}
 
 
 class DataError(ValueError):
@@ -126,8 +129,19 @@ def local_path(source: str | os.PathLike) -> Path:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted, without hidden ones."""
-    return sorted(e.name for e in entries(folder) if is_folder(e) and not is_hidden(e.name))
+    """Names of the folders in `folder`, sorted, without hidden ones and links back to it."""
+    back = _with_parents(folder)
+    return sorted(
+        e.name
+        for e in entries(folder)
+        if is_folder(e) and not is_hidden(e.name) and os.path.realpath(e.path) not in back
+    )
+
+
+def _with_parents(folder: str | Path) -> set[str]:
+    """The real paths of a folder and of all that it stands in."""
+    real = Path(os.path.realpath(folder))
+    return {str(place) for place in (real, *real.parents)}
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -291,8 +305,14 @@ def walk_once(
         yield place, sorted(name for name in files if not is_hidden(name))
 
 
-def walk_files(folder: Path) -> tuple[list[tuple[str, str, int, int]], int, int]:
+def walk_files(
+    folder: Path, passed: Iterable[str] = ()
+) -> tuple[list[tuple[str, str, int, int]], int, int]:
     """All files below a folder, once each, however its links are tied.
+
+    Args:
+        folder: where to begin. Links to a folder that it stands in lead back.
+        passed: real paths of other folders that a link leads back to.
 
     Returns:
         Sorted `(name below the folder, path, bytes, time in ns)`, the number of hidden or system
@@ -302,7 +322,7 @@ def walk_files(folder: Path) -> tuple[list[tuple[str, str, int, int]], int, int]
         DataError: a folder below may not be read, or is gone.
     """
     files, hidden, loops = [], 0, 0
-    seen = {os.path.realpath(folder)}
+    seen = _with_parents(folder).union(passed)
     todo = [(str(folder), "")]
     while todo:
         place, below = todo.pop()
@@ -414,11 +434,13 @@ def list_class_folders(
     classes, notes = match_classes(found, role, folder, expected, usual)
     class_names = tuple(sorted(classes.values()))
     hidden, loops = 0, 0
+    # A link from one class to another would put the same pictures under both labels.
+    passed = _with_parents(folder).union(os.path.realpath(folder / name) for name in classes)
 
     def files() -> Iterator[tuple[str, str, int, int, int]]:
         nonlocal hidden, loops
         for name, emotion in classes.items():
-            inside, skipped, circles = walk_files(folder / name)
+            inside, skipped, circles = walk_files(folder / name, passed)
             if not inside:
                 raise DataError(
                     f"{role}: the class folder {folder / name} is empty: unzip the dataset again "
@@ -429,9 +451,11 @@ def list_class_folders(
             hidden, loops = hidden + skipped, loops + circles
 
     listing = make_listing(role, folder, files(), class_names, notes)
-    beside = [e.name for e in entries(folder) if not is_folder(e) or is_hidden(e.name)]
-    hidden += sum(is_hidden(name) for name in beside)
-    loose = sum(not is_hidden(name) for name in beside)
+    beside = [e for e in entries(folder) if e.name not in classes]
+    hidden += sum(is_hidden(e.name) for e in beside)
+    back = [is_folder(e) for e in beside if not is_hidden(e.name)]
+    loops += sum(back)
+    loose = len(back) - sum(back)
     for count, what in (
         (hidden, "hidden or system files ignored"),
         (loops, "folder links that lead back not followed"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fer_helpers.layouts import DataError, Listing
+from fer_helpers.layouts import DataError, Listing, canonical_emotion
 from fer_helpers.splits import (
     FaceSet,
     SelectionSet,
@@ -87,7 +87,7 @@ class Reader:
             split=listing.role,
             dataset=self.dataset,
             origin="drawn" if drawn else "real",
-            content_hash=store.content_hash,
+            content_hash=_with_labels(store.content_hash, listing),
             pixel_hashes=store.hashes[good],
             native=store.native[good],
         )
@@ -160,6 +160,7 @@ class Reader:
             notes=tuple(self.notes),
             bad_files=tuple(self.bad_files),
             scored=scored,
+            limited=bool(self.max_images),
         )
 
     def used(self, faces: FaceSet) -> str:
@@ -184,6 +185,16 @@ class Reader:
         headline = as_test(scored, train.pixel_hashes)
         sentence = f"{self.dataset}: {scored.split} ({self.used(scored)} images) is scored."
         return self.divide(train, val if test is not None else None, [headline], sentence)
+
+
+def _with_labels(content_hash: str, listing: Listing) -> str:
+    """The hash of the files, and of their labels where the folders do not say these."""
+    emotions = [listing.class_names[label] for label in listing.labels]
+    folders = (name.split("/")[1] for name in listing.names)
+    pairs = set(zip(folders, emotions, strict=True))
+    if all(canonical_emotion(folder) == emotion for folder, emotion in pairs):
+        return content_hash
+    return hashlib.sha256("\n".join([content_hash, *emotions]).encode()).hexdigest()
 
 
 def as_test(faces: FaceSet, train_hashes: np.ndarray, split: str = "", stamp: str = "") -> TestSet:

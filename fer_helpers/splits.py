@@ -25,7 +25,8 @@ class FaceSet:
         split: "train", "selection", "val", "test", "PublicTest", "PrivateTest", ...
         dataset: "AffectNet", "FER2013" or what else was recognized.
         origin: "drawn" or "real".
-        content_hash: SHA-256 hex over sorted names and file bytes of the whole dataset.
+        content_hash: SHA-256 hex over sorted names and file bytes of the whole dataset, and its
+            labels where a table or numbers give them.
         pixel_hashes: bytes (N,), one hash per face of its decoded pixels: equal means twins.
             Computed from `pixels` when not given.
         native: str (N,), mode and size in the file, "L 48x48"; empty when unknown.
@@ -121,6 +122,7 @@ class Splits:
         notes: what else the reader should know: bad files skipped, folders renamed, ...
         bad_files: `(name, reason)` of every file that was skipped.
         scored: the part of `sentence` that says what is scored.
+        limited: whether MAX_IMAGES may have left images out.
 
     Raises:
         TypeError: a set stands where its type does not belong.
@@ -133,6 +135,7 @@ class Splits:
     notes: tuple[str, ...] = ()
     bad_files: tuple[tuple[str, str], ...] = ()
     scored: str = ""
+    limited: bool = False
 
     def __post_init__(self):
         """Keep what is scored apart from what is learned and chosen on."""

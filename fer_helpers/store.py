@@ -251,8 +251,12 @@ class _Builder:
         self._check()
 
     def _check(self) -> None:
-        now, then = self.relist(), self.listing
-        if now.names != then.names or not np.array_equal(now.stamps, then.stamps):
+        then = self.listing
+        try:
+            now = self.relist()
+        except OSError:  # gone with its disk; to `cached` it would be a cache that is full
+            now = None
+        if not now or now.names != then.names or not np.array_equal(now.stamps, then.stamps):
             raise DataError(
                 f"{then.role}: {then.folder} changed while it was being read: wait until it is "
                 "unpacked or copied completely, then start again"

@@ -221,6 +221,9 @@ def test_max_images_is_stratified_per_split(tmp_path):
     assert "PrivateTest (7 images)" in half.scored and "of 7 training images" in half.sentence
     other = affectnet(write_affectnet(tmp_path / "other"), max_images=9)
     assert "val (9 images)" in other.scored and len(other.tests[0]) == 9
+    shutil.rmtree(tmp_path / "other/val")
+    whole = load_faces(tmp_path / "other", cache_dir=tmp_path / "cache", max_images=9)
+    assert "test set (9 images)" in whole.scored and len(whole.tests[0]) == 9
     with pytest.raises(DataError, match="fewer than the 7 classes"):
         fer(tmp_path, max_images=3)
 
@@ -283,6 +286,9 @@ def test_one_class_is_refused(tmp_path):
         save(tmp_path / split / "happy" / "a.png", picture(0))
     with pytest.raises(DataError, match="lacks Anger, Contempt"):
         affectnet(tmp_path)
+    for place in (tmp_path, tmp_path / "train"):
+        with pytest.raises(DataError, match=r"train has only one class folder \(happy\)"):
+            load_faces(place)
 
 
 def test_a_missing_folder_names_the_parameter_and_the_nearest_there_is(tmp_path):
@@ -406,10 +412,12 @@ def test_hidden_files_are_ignored_and_counted(tmp_path):
     (tmp_path / "train/sad/Thumbs.db").write_bytes(b"x")
     (tmp_path / "train/sad/._Training_1.png").write_bytes(b"x")
     (tmp_path / "train/__MACOSX").mkdir()
+    (tmp_path / "train/System Volume Information").mkdir()
+    save(tmp_path / "train/sad/@eaDir/Training_1.png/SYNOPHOTO_THUMB_M.png", picture(1))
     (tmp_path / "train/labels.csv").write_text("x")
     splits = fer(tmp_path)
     assert len(splits.train) == 70
-    assert "train: 4 hidden or system files ignored" in splits.notes
+    assert "train: 6 hidden or system files ignored" in splits.notes
     assert "train: 1 files beside the class folders ignored" in splits.notes
 
 
@@ -496,6 +504,25 @@ def test_link_loops_are_not_followed(tmp_path):
     splits = fer(tmp_path, max_bad_share=0.1)
     assert len(splits.train) == 70
     assert [name for name, _ in splits.bad_files] == ["train/sad/self"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+@pytest.mark.parametrize(
+    ("links", "loops"),
+    [
+        ({"train/Sad/up": ".."}, 1),
+        ({"train/Sad/up": "../.."}, 1),
+        ({"train/Sad/x": "../Happy", "train/Happy/y": "../Sad"}, 2),
+        ({"train/again": "."}, 1),
+    ],
+)
+def test_links_out_of_a_class_put_no_picture_under_another(tmp_path, links, loops):
+    write_affectnet(tmp_path)
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target, target_is_directory=True)
+    for splits in (affectnet(tmp_path), load_faces(tmp_path, cache_dir=tmp_path / "cache")):
+        assert (splits.train.counts() + splits.selection.counts()).tolist() == [8] * 8
+        assert f"train: {loops} folder links that lead back not followed" in splits.notes
 
 
 def test_a_drawn_dataset_says_so(tmp_path):

@@ -226,6 +226,23 @@ def test_a_folder_that_is_a_file_is_one_sentence(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_what_a_killed_download_left_is_removed(tmp_path, monkeypatch):
+    (tmp_path / "a.zip").write_bytes(small_archive())
+    monkeypatch.setitem(download.SOURCES, "fer2013", SMALL)
+    monkeypatch.setattr(download, "_with_cli", lambda *_: (tmp_path / "a.zip", ""))
+    kill = "import os; from fer_helpers import download\n"
+    kill += "download._with_cli = lambda *_: (download.Path('a.zip'), '')\n"
+    kill += "download.verify = lambda *_: os._exit(9)\n"  # unpacked, and not in its place
+    kill += "download.download('fer2013', 'data')"
+    here = str(Path(__file__).resolve().parents[1])
+    for _ in range(2):
+        command, settings = [sys.executable, "-c", kill], {**os.environ, "PYTHONPATH": here}
+        assert subprocess.run(command, cwd=tmp_path, env=settings).returncode == 9
+        assert len(files_in(tmp_path / "data")) == 14
+    download.download("fer2013", tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["fer2013"]
+
+
 def test_a_cut_archive_is_refused(tmp_path):
     (tmp_path / "cut.zip").write_bytes(small_archive()[:5000])
     with pytest.raises(DataError, match=r"cut\.zip cannot be unpacked"):

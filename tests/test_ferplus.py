@@ -69,6 +69,17 @@ def test_files_find_their_rows_by_pixels(published):
     assert joined["ferplus_name"][rows[5]] == ""
 
 
+def test_a_test_face_gets_its_own_votes_not_those_of_its_twin_in_train(published, tmp_path):
+    root, splits, names = published
+    lines = (root / "fer2013.csv").read_text().splitlines()
+    lines[1 + 3] = lines[1 + 73].replace("PublicTest", "Training")  # both of class 3
+    (tmp_path / "fer2013.csv").write_text("\n".join(lines) + "\n")
+    for faces in (splits.tests[0], splits.tests[0].take(slice(None, None, -1))):
+        joined = match_ferplus(tmp_path, root / "fer2013new.csv", faces, cache_dir=tmp_path / "c")
+        expected = [f"fer{names[file]:07d}.png" for file in faces.files]
+        assert joined["ferplus_name"].tolist() == expected
+
+
 def test_a_face_that_is_not_there_gets_no_votes(published):
     root, splits, _ = published
     noise = np.random.default_rng(9).integers(0, 256, (2, 48, 48, 1), dtype=np.uint8)

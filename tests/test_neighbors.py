@@ -1,6 +1,7 @@
 """Every layout people have, recognized and read by the meaning of its labels."""
 
 import os
+import re
 import sys
 
 import numpy as np
@@ -377,6 +378,19 @@ def test_a_label_table_overrules_the_folders(tmp_path):
     assert any("overrules the folder of 1" in note for note in splits.notes)
 
 
+def test_the_content_hash_covers_labels_that_the_folders_do_not_say(tmp_path):
+    root = write_table(tmp_path / "table")
+    before = load(root, tmp_path / "cache").train.content_hash
+    table = (root / "labels.csv").read_text()
+    other = {",happy,": ",sad,", ",sad,": ",happy,"}
+    swapped = re.sub("|".join(other), lambda found: other[found[0]], table)
+    (root / "labels.csv").write_text(swapped)
+    assert load(root, tmp_path / "cache").train.content_hash != before
+    root = write_numbered(tmp_path / "numbers", count=2)
+    first, second = (load(root, tmp_path / "cache", order=o) for o in ("happy sad", "sad happy"))
+    assert first.train.content_hash != second.train.content_hash
+
+
 @pytest.mark.parametrize("place", ["", "train/"])
 def test_a_label_table_of_pictures_without_folders(tmp_path, place):
     rows = ["file,label"]
@@ -558,6 +572,16 @@ def test_splits_under_other_names_are_not_passed_over(tmp_path, splits, named):
         load(tmp_path, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("splits", [("test",), ("test", "val")])
+def test_a_set_without_train_is_not_read_as_its_test_folder(tmp_path, splits):
+    for split in splits:
+        for i in range(20):
+            save(tmp_path / split / ("happy", "sad")[i % 2] / f"{i}.png", picture(i))
+    with pytest.raises(DataError, match=r"holds test but no train folder: add it, or give .*test,"):
+        load(tmp_path, tmp_path / "cache")
+    assert load(tmp_path / "test", tmp_path / "cache").notes[0].startswith("test is read as one")
+
+
 def test_a_dataset_in_the_working_folder_has_its_name(tmp_path, monkeypatch):
     for k, name in enumerate(("amused", "happy")):
         for i in range(20):
@@ -609,9 +633,9 @@ def test_a_split_that_was_read_is_listed_alone(tmp_path, names, monkeypatch):
             save(tmp_path / "mine" / split / names[i % 2] / f"{i}.png", picture(i))
     walked, walk = [], layouts.walk_files
 
-    def watch(folder):
+    def watch(folder, *passed):
         walked.append(folder)
-        return walk(folder)
+        return walk(folder, *passed)
 
     for module in (layouts, neighbors):
         monkeypatch.setattr(module, "walk_files", watch)

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from fer_helpers import decoding, front_end, store
+from fer_helpers.any_layout import load_faces
 from fer_helpers.fer_csv import read_table
 from fer_helpers.layouts import DataError, list_class_folders
 from fer_helpers.pictures import open_image
@@ -392,6 +393,20 @@ def test_a_file_that_vanishes_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "read_picture", meddle)
     with pytest.raises(DataError, match="changed while"):
         open_folder(root, tmp_path / "cache")
+
+
+def test_a_disk_that_vanishes_is_an_error(tmp_path, monkeypatch):
+    write_faces(tmp_path / "faces/train")
+    real_read = decoding.read_picture
+
+    def meddle(path, *rest):
+        if path.endswith("020.png"):
+            (tmp_path / "faces").rename(tmp_path / "gone")
+        return real_read(path, *rest)
+
+    monkeypatch.setattr(decoding, "read_picture", meddle)
+    with pytest.raises(DataError, match="changed while"):
+        load_faces(tmp_path / "faces", cache_dir=tmp_path / "cache", progress=False)
 
 
 @pytest.mark.slow
