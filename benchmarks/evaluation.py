@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -243,8 +244,9 @@ def evaluate(n: int, folder: str) -> None:
     explorer.embedding(fixed)
     accuracies = explorer.spoiled(fixed)
     with timed("another dataset: seen?, numbers, table"):
-        used = [train, selected]
-        row = cross_dataset(test, scored[0].logits, FER_CLASSES, used, {**stamp, "n": n})
+        other = replace(test, dataset="another")  # else its name says already that it is seen
+        about = {**stamp, "n": n, "dataset": "another"}
+        row = cross_dataset(other, scored[0].logits, FER_CLASSES, [train, selected], about)
         cross_dataset_table([row]).to_html()
     metrics |= {
         "slices": {"stamp": stamp, "parts": parts}, "cross_dataset": [row],

@@ -207,7 +207,8 @@ def plot_intervals(table: pd.DataFrame) -> Figure:
         ends = {end: [row[f"{prefix}{end}"] for _, row in known] for end in ("low", "high")}
         values = np.array([row[f"{prefix}accuracy"] for _, row in known], dtype=np.float64)
         low, high = (np.array(ends[end], dtype=np.float64) for end in ("low", "high"))
-        spread = np.nan_to_num([values - low, high - values])
+        # An interval of few bootstrap draws may leave out its value.
+        spread = np.maximum(np.nan_to_num([values - low, high - values]), 0)
         heights = [i + shift for i, _ in known]
         style = {"fmt": marker, "color": color, "markersize": 5, "capsize": 3, "label": label}
         ax.errorbar(values, heights, xerr=spread, **style)
@@ -240,7 +241,8 @@ def plot_histories(records: Sequence[RunRecord], column: str = "selection_accura
     phases = sorted({phase for r in shown for phase in r.history["phase"]})
     note = _origin(record.origin for record in shown)
     title = f"{column.replace('_', ' ')}, run over run".capitalize()
-    figure, axes = new_figure(3.4, title, note, columns=max(len(phases), 1))
+    room = 0.22 * max(0, -(-len(shown) // 3) - 2)  # inches; two lines of the legend always fit
+    figure, axes = new_figure(3.4 + room, title, note, columns=max(len(phases), 1))
     lines = {}
     for ax, phase in zip(axes[0], phases, strict=False):
         for index, record in enumerate(shown):

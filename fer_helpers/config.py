@@ -276,6 +276,8 @@ class Config(BaseModel):
             problems.append("WARMUP needs SCHEDULE 'cosine' or 'onecycle': set it to 0 for plateau")
         if self.keep == "last" and self.early_stop:
             problems.append("EARLY_STOP chooses an epoch, so it needs KEEP 'best'")
+        if 0 < self.bootstrap < 100:  # too few: their interval may leave out the score itself
+            problems.append(f"BOOTSTRAP ({self.bootstrap}) should be 0, or 100 and more draws")
         if problems:
             raise ValueError("\n".join(problems))
         return self

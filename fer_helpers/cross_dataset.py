@@ -2,7 +2,7 @@
 
 Whether that is so is looked up, not assumed: the same files, the same name, or single pictures that
 some phase trained or chose on make a set *seen*. Without such pictures it is scored again, which is
-its *leak-free* score.
+its *leak-free* score. Copies that were compressed or resized anew are not found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fer_helpers.splits import TestSet
 
 
 def why_seen(faces: Any, used: Sequence[Any]) -> tuple[str, np.ndarray]:
-    """Say why a set does not count as unseen (an empty text if nothing was found), and which part.
+    """Say why a set counts as seen (an empty text if no exact copy was found), and which part.
 
     Looks for the same files (content hash), the same dataset name, and the same pixels in pictures
     of the same size; blank pictures, which are all alike anyway, are left out.
@@ -202,7 +202,7 @@ def cross_dataset_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 "high": high,
                 "macro_f1": row["numbers"]["macro_f1"],
                 "leak_free_accuracy": row["leak_free"]["accuracy"] if row["leak_free"] else None,
-                "status": f"seen: {row['seen']}" if row["seen"] else "cross-dataset",
+                "status": f"seen: {row['seen']}" if row["seen"] else "no exact copy found",
             }
         )
     return pd.DataFrame(lines)

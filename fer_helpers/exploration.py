@@ -194,10 +194,12 @@ def embedding_map(features: np.ndarray, *, seed: int = 0) -> np.ndarray:
             f"features have shape {features.shape}, but at least 5 rows of finite numbers (N, F) "
             "are needed."
         )
-    # A dead network's features are all alike and have no principal component, those of a diverged
-    # one overflow when squared. From the NaN of either, scikit-learn would crash the interpreter.
-    start = "pca" if features.shape[1] > 1 and np.ptp(features, axis=0).any() else "random"
+    # A dead network's features are all alike or nearly so: their squares vanish, and no principal
+    # component is left. Those of a diverged one overflow when squared. From the NaN of either,
+    # scikit-learn would crash the interpreter.
     features = features / max(1, np.abs(features).max() / 1e6)
+    spread = np.ptp(features, axis=0)
+    start = "pca" if len(spread) > 1 and spread.max() > 1e-15 else "random"
     perplexity = min(30, (len(features) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init=start, random_state=seed)
     # Threads add up in another order, so the map would depend on how many a machine has. And where

@@ -42,7 +42,8 @@ def explore(draw: Callable[..., Any], **choices: Any) -> Any:
             defaults: they are what is shown first, and all that is shown without a front end or
             without ipywidgets.
         **choices: a widget for some of the arguments, in the short form of `ipywidgets.interact`:
-            a list for a menu, (low, high) or (low, high, step) for a slider.
+            a list for a menu, (low, high) or (low, high, step) for a slider, which draws when it is
+            let go.
 
     Returns:
         What `draw()` returned, to be kept.
@@ -56,7 +57,9 @@ def explore(draw: Callable[..., Any], **choices: Any) -> Any:
         except ImportError:
             print("Menus and sliders need ipywidgets: pip install ipywidgets")
         else:
-            interact(draw, **choices)
+            for control in interact(draw, **choices).widget.children:
+                if hasattr(control, "continuous_update"):  # drawing may take a second
+                    control.continuous_update = False
             return figure
     if figure is not None:
         display(figure)

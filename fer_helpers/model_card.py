@@ -241,15 +241,23 @@ def _confidence(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list
         )
     silent = record.metrics.get("abstain", {})
     if silent.get("stamp") and silent["accuracy"] is not None:
-        answered = round(silent["coverage"] * silent["stamp"]["n"])
-        right = round(silent["accuracy"] * answered)
+        twin = silent.get("leak_free")  # None where all are twins, and in older runs
         lines.append(
             f"- {_where(silent['stamp'])}: answering only from a confidence of "
             f"{_percent(silent['threshold'])} on (chosen on the selection set), it answers "
-            f"{_percent(silent['coverage'])} of the pictures (n = {answered:,}) and is right about "
-            f"{_share(right, answered)} of these."
+            f"{_answered(silent, silent['stamp']['n'])}"
+            + (f"; leak-free {_answered(twin, twin['n'])}." if twin else ".")
         )
     return [*lines, ""]
+
+
+def _answered(judged: Mapping[str, Any], n: int) -> str:
+    answered = round(judged["coverage"] * n)
+    right = round((judged["accuracy"] or 0) * answered)
+    return (
+        f"{_percent(judged['coverage'])} of the pictures (n = {answered:,}) and is right about "
+        f"{_share(right, answered)} of these"
+    )
 
 
 # %%
@@ -383,7 +391,7 @@ def _other_datasets(record: RunRecord) -> list[str]:
             ", ".join(map(escape, row["class_names"])),
             _with_interval(row["numbers"], "accuracy"),
             f"{_with_interval(twin, 'accuracy')}, n = {twin['n']:,}" if twin else "–",
-            escape(row["seen"]) or "not seen in any phase",
+            escape(row["seen"]) or "no exact copy found in any phase",
         )
         for row in record.metrics.get("cross_dataset", [])
         for twin in [row.get("leak_free")]  # None where all was seen, and in older runs

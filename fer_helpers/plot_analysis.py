@@ -298,7 +298,7 @@ def plot_mcnemar(
     """Draw p values (R, R) of all pairs of runs; NaN (diagonal, or not comparable) is a dash."""
     p_values = np.asarray(p_values, dtype=np.float64)
     check_rows("p_values", p_values, names)
-    size = 0.62 * len(names) + 2.2
+    size = min(0.62 * len(names), 10) + 2.2
     # Two runs make a small matrix, whose title is wider than itself.
     width = max(size + 1.2, 0.12 * len(title) + 0.2, 5)
     figure, axes = new_figure(size, title, note, width=width)

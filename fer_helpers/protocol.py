@@ -11,9 +11,9 @@
 #
 # Most published FER2013 numbers score the images that something was chosen on. Here a model is
 # scored in one place, below: the temperature comes from the selection set, each test set is passed
-# through once for each number of views (the pool holds both halves), and every number leaves with a
-# stamp that says what it is and with its *leak-free twin*, the same number without the test images
-# that also stand in train.
+# through once for each number of views (the pool holds both halves), and every number in the tables
+# of scores leaves with a stamp that says what it is and with its *leak-free twin*, the same number
+# without the test images that also stand in train.
 
 # %%
 """Score a trained model on its test sets: stamped numbers with intervals and leak-free twins."""

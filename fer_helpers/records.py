@@ -142,7 +142,8 @@ def write_metrics(run: Run, metrics: Mapping[str, Any]) -> Path:
     - `"robustness"`: `{"stamp": stamp(...), "accuracy": {"blur": [level 0, level 1, ...], ...}}`,
     - `"slices"`: `{"stamp": stamp(...), "parts": {"sharpness": [...], ...}}`, with the rows of
       `exploration.accuracy_by_third`,
-    - `"abstain"`: `{"stamp": stamp(...), "threshold", "coverage", "accuracy"}`,
+    - `"abstain"`: `{"stamp": stamp(...), "threshold", "coverage", "accuracy", "leak_free"}`; the
+      last is None or `{"threshold", "coverage", "accuracy", "n"}`,
     - `"cross_dataset"`: a list of rows of `cross_dataset.cross_dataset`.
 
     Anything else is kept as it is.

@@ -11,6 +11,7 @@ from fer_helpers import comparison
 from fer_helpers.comparison import compare, read_run, read_runs, write_made_up_run
 from fer_helpers.evaluation import mcnemar
 from fer_helpers.independence import holm
+from fer_helpers.plots import plot_mcnemar
 from fer_helpers.records import write_predictions
 
 
@@ -222,3 +223,18 @@ def test_figures_say_drawn_and_take_any_name(tmp_path, records):
     ):
         figure.savefig(tmp_path / "figure.png")
         assert ("drawn faces" in [text.get_text() for text in figure.texts]) is shows_runs
+
+
+def test_figures_have_room_for_many_runs(records):
+    many = [replace(records[0], name=f"run {k}") for k in range(30)]
+    for runs in (records, many):
+        figure = comparison.plot_histories(runs)
+        assert figure.axes[0].get_position().height * figure.get_figheight() > 1.6  # inches
+    names = [record.name for record in many]
+    assert plot_mcnemar(np.full((30, 30), 0.5), names).get_figwidth() < 14
+
+
+def test_an_interval_of_few_draws_may_leave_out_its_value(records):
+    table = compare(records)
+    table["low"] = table["accuracy"] + 0.01
+    comparison.plot_intervals(table)

@@ -129,6 +129,14 @@ def test_a_rise_that_no_schedule_makes_is_refused():
     assert line.startswith("SCHEDULE should be")
 
 
+@pytest.mark.parametrize("draws", [1, 99])
+def test_too_few_draws_make_no_interval(draws):
+    assert refused({"BOOTSTRAP": draws}) == [
+        f"BOOTSTRAP ({draws}) should be 0, or 100 and more draws"
+    ]
+    assert all(Config.from_values({"BOOTSTRAP": fine}, "x") for fine in (0, 100))
+
+
 @pytest.mark.parametrize("sizes", [{"IMAGE_SIZE": 31}, {"START_SIZE": 31}])
 def test_convnext_takes_no_picture_below_32_px(sizes):
     (line,) = refused({"BACKBONE": "convnext_tiny", **sizes})

@@ -68,6 +68,7 @@ def test_moving_a_widget_draws_again(watched, shown):
     menu, slider = box.children[:2]
     assert (menu.options, menu.value) == (("a", "b"), "b")
     assert (slider.min, slider.max, slider.step, slider.value) == (0.0, 1.0, 0.25, 0.5)
+    assert not slider.continuous_update  # Grad-CAM on every tick would lag behind
     menu.value = "a"
     slider.value = 0.75
     assert shown[1:] == ["a 0.5", "a 0.75"]

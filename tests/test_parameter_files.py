@@ -239,6 +239,7 @@ def check_run(file, run, cache):
     labels = chosen_on["truth"].map(loaded.class_names.index)
     threshold = abstain_threshold(shares, labels.to_numpy(), coverage=0.8)["threshold"]
     assert metrics["abstain"]["threshold"] == pytest.approx(threshold, abs=1e-6)
+    assert metrics["abstain"]["leak_free"]["n"] == headline["leak_free"]["n"]
     for phase in phases:
         assert load_model(folder / phase).preprocess.size == TINY["IMAGE_SIZE"]
     assert list((folder / "figures").glob("*.png"))

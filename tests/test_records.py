@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from matplotlib.figure import Figure
 from test_runs import listing
@@ -98,6 +99,7 @@ def test_a_stamp_names_versions_and_code(monkeypatch):
     assert stamp["code"] == "abc123"
     assert set(stamp["versions"]) == {"python", *versions.PACKAGES}
     assert "unknown" not in stamp["versions"].values()
+    assert stamp["versions"]["scipy"] == scipy.__version__
     assert stamp["precision"] == "bf16"
 
 
