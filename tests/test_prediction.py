@@ -682,6 +682,25 @@ def test_nothing_and_empty_folders(model, tmp_path):
     assert "holds no pictures" in row.note
 
 
+def test_a_folder_that_may_not_be_read_is_a_row(folder, model, monkeypatch):
+    def guarded(place, real=os.scandir):
+        if Path(place) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # root may read everything
+    closed = set()
+    for place, names in (
+        (folder / "b", ["1.JPG", "2.png", "broken.jpg", "b"]),
+        (folder, [folder.name]),
+    ):
+        closed.add(place)
+        table = predict_images(folder, model, PREPROCESS, NAMES, progress=False)
+        assert [Path(file).name for file in table.file] == names
+        assert table.error.iloc[-1]
+        assert "cannot be listed (Permission denied)" in table.note.iloc[-1]
+
+
 def test_annotated_copies_never_overwrite_each_other(model, face, detector, tmp_path):
     type(detector).boxes = ((100, 100, 200, 220), (500, 400, 700, 600))
     for name in ("a", "b"):
