@@ -510,6 +510,7 @@ def test_a_named_detector_that_is_missing_is_an_error(model, tmp_path):
         (np.full((9, 9), np.nan), "nan"),
         (np.full((9, 9), -1.5), "not normalized"),
         (torch.full((3, 9, 9), 300), "300"),
+        (np.full((9, 9), 65_536), "65536"),
         (torch.zeros(2, 3, 9, 9), r"\(2, "),
         (np.array([["a"]]), "no picture"),
         (np.full((9, 9), 1.05), "1.05"),
@@ -538,6 +539,8 @@ def test_pixels_of_every_range_and_byte_order(face):
     assert read[0, :2].tolist() == [255, 0]
     assert np.array_equal(read[1:], grey[1:])
     assert np.array_equal(np.asarray(read_image(grey.astype(">u2") * 257)), grey)
+    deep = Image.fromarray(grey.astype(np.int32) * 257)  # what Pillow makes of a 16-bit PGM
+    assert np.array_equal(np.asarray(read_image(np.asarray(deep))), grey)
     assert np.array_equal(np.asarray(read_image(grey > 128)), (grey > 128) * np.uint8(255))
     assert np.array_equal(np.asarray(read_image(torch.tensor(grey > 128))), (grey > 128) * 255)
 
