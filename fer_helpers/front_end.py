@@ -20,7 +20,7 @@ def front_end() -> bool:
 
 def watched() -> bool:
     """Whether a progress bar has somebody who sees it: in a terminal or an open notebook."""
-    return sys.stderr.isatty() or front_end()
+    return getattr(sys.stderr, "isatty", bool)() or front_end()  # pythonw has no stderr
 
 
 def in_notebook() -> bool:
