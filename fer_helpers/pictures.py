@@ -34,6 +34,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageChops, JpegImagePlugin, UnidentifiedImageError
 
+from fer_helpers.extras import lacking
+
 MAX_PIXELS = 30_000_000  # of a WebP 17 bytes a pixel are held on the way: half a gigabyte
 MAX_SIDE = 65_535
 # A progressive JPEG keeps all its coefficients, up to 6 bytes a pixel, while it is decoded.
@@ -153,10 +155,9 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
     if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head:
         try:
             import pillow_heif
-        except ImportError:
-            raise ImageError(
-                f"{name} is a HEIC picture: pip install pillow-heif, or save it as JPEG"
-            ) from None
+        except ImportError as error:
+            why = lacking(error, "pillow_heif", "pillow-heif")
+            raise ImageError(f"{name} is a HEIC picture, and {why}, or save it as JPEG") from error
         pillow_heif.register_heif_opener()
     try:
         if head.startswith(b"\xff\xd8\xff"):

@@ -569,10 +569,16 @@ def test_postscript_is_not_run():
         open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
 
 
-def test_heic_without_the_plug_in(monkeypatch):
+def test_heic_without_the_plug_in(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ImageError, match="pillow-heif"):
-        open_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    with pytest.raises(ImageError, match="is missing: pip install pillow-heif"):
+        open_image(heic)
+    monkeypatch.delitem(sys.modules, "pillow_heif")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "pillow_heif.py").write_text("raise ImportError('libheif.so.1: no such file')")
+    with pytest.raises(ImageError, match=r"does not load \(libheif\.so\.1: no such file\)"):
+        open_image(heic)
 
 
 def test_an_avif_with_a_common_brand_needs_no_plug_in(monkeypatch):
