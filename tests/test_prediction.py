@@ -1,5 +1,6 @@
 """Prediction: every kind of picture, one answer, honest about what it does not know."""
 
+import datetime
 import errno
 import io
 import os
@@ -897,6 +898,27 @@ def test_what_is_no_drive_id_is_not_asked_for(wrong, tmp_path):
 
 def test_no_upload_button_without_a_front_end(model):
     assert prediction.upload_widget(model) is None
+
+
+def test_the_upload_button_answers_for_each_file(face, model, monkeypatch, capsys):
+    pytest.importorskip("ipywidgets", reason="needs the extra [widgets]")
+    monkeypatch.setattr(prediction, "front_end", lambda: True)
+    button, _ = prediction.upload_widget(load_classifier(model, PREPROCESS, NAMES)).children
+    now = datetime.datetime.now(datetime.UTC)
+    button.value = tuple(
+        {
+            "name": name,
+            "type": "image/png",
+            "size": len(data),
+            "content": memoryview(data),
+            "last_modified": now,
+        }
+        for name, data in (("a.png", saved(face, "PNG")), ("b.png", b"x"))
+    )
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
+    assert "b.png: the picture given as bytes is not a picture" in printed
+    assert "a.png" not in printed
 
 
 def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):
