@@ -133,12 +133,12 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
 
 
 def _from_here(source: IO[bytes]) -> IO[bytes]:
-    """What is left of an open file, seekable; all of it where everything was read or written."""
-    seekable = hasattr(source, "seekable") and source.seekable()
-    if seekable and source.tell() == 0:
-        return source
+    """What is left of an open file, seekable; all of it where everything was read or written.
+
+    It is read to its end, so that the next call finds the same picture, not what a decoder left.
+    """
     content = source.read()
-    if seekable and not content:
+    if not content and hasattr(source, "seekable") and source.seekable():
         source.seek(0)
         content = source.read()
     return io.BytesIO(content)

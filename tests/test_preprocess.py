@@ -466,6 +466,15 @@ def test_a_file_at_its_end_is_read_from_its_start():
     assert open_image(behind).size == (30, 40)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_an_open_file_can_be_read_again(tmp_path, kind):
+    path = tmp_path / "face"
+    path.write_bytes(encoded(picture(), kind))
+    with path.open("rb") as stream:
+        for _ in range(3):
+            assert open_image(stream).size == (30, 40)
+
+
 def test_open_files_that_give_no_bytes(tmp_path):
     class Broken:
         def read(self, size=-1):
