@@ -228,6 +228,8 @@ def plain_image(image: Image.Image) -> Image.Image:
         ValueError: Colors that Pillow cannot turn into RGB, or pixels that are not numbers.
     """
     stored = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+    # Pillow forgets it while loading, and the same image may be asked for again.
+    stored = image.__dict__.setdefault("_stored", stored)
     image.load()
     if 0 in image.size:
         raise ValueError("it has no pixels")

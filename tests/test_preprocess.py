@@ -397,7 +397,7 @@ def test_the_clear_color_of_a_png_has_its_own_bits(tmp_path, data, expected):
     read = read_picture(str(tmp_path / "a.png"), True, None)
     assert tuple(read.pixels.ravel()) == expected
     with Image.open(io.BytesIO(data)) as given:
-        for image in (open_image(data), plain_image(given)):
+        for image in (open_image(data), plain_image(given), plain_image(given)):
             assert tuple(np.asarray(image.convert("L")).ravel()) == expected
 
 
