@@ -291,11 +291,11 @@ def test_float_and_32_bit_pictures():
         Preprocess()(Image.fromarray(grey))
 
 
-def tiff(pixels, photometric):
+def tiff(pixels, photometric, more=()):
     """An uncompressed grey TIFF of unsigned numbers, as Pillow does not write them."""
     height, width = pixels.shape
     tags = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: photometric}
-    tags |= {273: 8, 277: 1, 278: height, 279: pixels.nbytes}
+    tags |= {273: 8, 277: 1, 278: height, 279: pixels.nbytes, **dict(more)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
     return b"II*\0" + struct.pack("<I", 8 + pixels.nbytes) + pixels.tobytes() + directory
@@ -573,9 +573,44 @@ def test_a_large_progressive_jpeg_is_refused(monkeypatch):
         open_image(data)
 
 
-def test_postscript_is_not_run():
-    with pytest.raises(ImageError, match="PostScript"):
-        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+@pytest.mark.parametrize("parts", [((1,), (2,), (3,)), ((1, 2), (3,))])
+def test_a_large_jpeg_of_several_scans_is_refused(monkeypatch, parts):
+    grey = encoded(picture(160, 120, channels=1), "JPEG")
+    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+    kinds = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    data = grey[:frame] + b"\xff\xc0\0\x11" + grey[frame + 4 : frame + 9] + b"\3" + kinds
+    data += grey[frame + 13 : scan]
+    for part in parts:
+        which = b"".join(bytes((number, 0)) for number in part)
+        data += bytes((0xFF, 0xDA, 0, 6 + len(which), len(part))) + which + grey[scan + 7 : -2]
+    data += b"\xff\xd9"
+    if len(parts) == 3:  # each is what the grey one has, as a scan of two parts would not be
+        assert open_image(data).size == (120, 160)
+    monkeypatch.setattr(module, "MAX_PROGRESSIVE_PIXELS", 1000)
+    assert open_image(encoded(picture(160, 120), "JPEG")).size == (120, 160)
+    with pytest.raises(ImageError, match="several scans"):
+        open_image(data)
+
+
+def test_a_small_tiff_of_a_large_tile_is_not_unpacked():
+    data = tiff(picture(channels=1), 1, {322: 30_000, 323: 30_000})
+    with pytest.raises(ImageError, match=r"too large \(30000 x 30000\)"):
+        open_image(data)
+
+
+@pytest.mark.parametrize("kind", ["ICO", "TGA", "EPS"])
+def test_what_is_unpacked_or_run_before_its_size_is_known_is_no_picture(kind):
+    with pytest.raises(ImageError, match="not a picture"):
+        open_image(encoded(picture(64, 64), kind))
+
+
+@pytest.mark.parametrize("missing", ["AVIF", "JPEG2000"])
+def test_a_pillow_without_some_format_reads_the_others(monkeypatch, missing):
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, missing, raising=False)
+    assert open_image(encoded(picture(), "BMP")).size == (30, 40)
+    with pytest.raises(ImageError, match="not a picture"):
+        open_image(b"neither")
 
 
 def test_heic_without_the_plug_in(monkeypatch, tmp_path):
