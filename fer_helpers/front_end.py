@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from fer_helpers.extras import lacking
+
 
 def front_end() -> bool:
     """Whether a person runs this cell from Jupyter, VS Code, Colab or Kaggle's editor.
@@ -20,7 +22,7 @@ def front_end() -> bool:
 
 def watched() -> bool:
     """Whether a progress bar has somebody who sees it: in a terminal or an open notebook."""
-    return sys.stderr.isatty() or front_end()
+    return getattr(sys.stderr, "isatty", bool)() or front_end()  # pythonw has no stderr
 
 
 def in_notebook() -> bool:
@@ -54,8 +56,8 @@ def explore(draw: Callable[..., Any], **choices: Any) -> Any:
     if front_end():
         try:
             from ipywidgets import interact
-        except ImportError:
-            print("Menus and sliders need ipywidgets: pip install ipywidgets")
+        except ImportError as error:
+            print(f"No menus and sliders, as {lacking(error, 'ipywidgets', 'ipywidgets')}.")
         else:
             for control in interact(draw, **choices).widget.children:
                 if hasattr(control, "continuous_update"):  # drawing may take a second

@@ -281,13 +281,16 @@ def nearest_folder(path: Path) -> str:
 
 
 def walk_once(
-    folder: str | Path, passed: Iterable[str | Path] = ()
+    folder: str | Path,
+    passed: Iterable[str | Path] = (),
+    onerror: Callable[[OSError], object] | None = None,
 ) -> Iterator[tuple[str, list[str]]]:
     """Every visible folder below a folder, once each however its links are tied, and its files.
 
     Args:
         folder: where to begin.
         passed: folders below it that are left out.
+        onerror: is told why a folder may not be read.
 
     Yields:
         The path of a folder and the sorted names of its visible files. What may not be read is
@@ -299,7 +302,7 @@ def walk_once(
         real = os.path.realpath(path)
         return not (real in seen or seen.add(real))
 
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
         visible = (name for name in sorted(folders) if not is_hidden(name))
         folders[:] = [name for name in visible if is_new(os.path.join(place, name))]
         yield place, sorted(name for name in files if not is_hidden(name))

@@ -34,10 +34,16 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageChops, JpegImagePlugin, UnidentifiedImageError
 
+from fer_helpers.extras import lacking
+
 MAX_PIXELS = 30_000_000  # of a WebP 17 bytes a pixel are held on the way: half a gigabyte
 MAX_SIDE = 65_535
-# A progressive JPEG keeps all its coefficients, up to 6 bytes a pixel, while it is decoded.
+# A JPEG of several scans, as all progressive ones are, keeps all its coefficients, up to 6 bytes a
+# pixel, while it is decoded.
 MAX_PROGRESSIVE_PIXELS = 60_000_000
+# Besides JPEG. Some others that Pillow knows are unpacked before their size can be asked (ICO), are
+# read pixel by pixel in Python (FITS), or start a program (EPS).
+FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000")
 
 # Values of the EXIF tag 0x0112 (EXIF 2.32, section 4.6.4) and what puts the picture upright.
 UPRIGHT = {
@@ -131,12 +137,12 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
 
 
 def _from_here(source: IO[bytes]) -> IO[bytes]:
-    """What is left of an open file, seekable; all of it where everything was read or written."""
-    seekable = hasattr(source, "seekable") and source.seekable()
-    if seekable and source.tell() == 0:
-        return source
+    """What is left of an open file, seekable; all of it where everything was read or written.
+
+    It is read to its end, so that the next call finds the same picture, not what a decoder left.
+    """
     content = source.read()
-    if seekable and not content:
+    if not content and hasattr(source, "seekable") and source.seekable():
         source.seek(0)
         content = source.read()
     return io.BytesIO(content)
@@ -153,10 +159,9 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
     if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head:
         try:
             import pillow_heif
-        except ImportError:
-            raise ImageError(
-                f"{name} is a HEIC picture: pip install pillow-heif, or save it as JPEG"
-            ) from None
+        except ImportError as error:
+            why = lacking(error, "pillow_heif", "pillow-heif")
+            raise ImageError(f"{name} is a HEIC picture, and {why}, or save it as JPEG") from error
         pillow_heif.register_heif_opener()
     try:
         if head.startswith(b"\xff\xd8\xff"):
@@ -165,16 +170,17 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
             image = JpegImagePlugin.JpegImageFile(stream)
             reduced_by = _shrink(image, name)
         else:
-            image = Image.open(stream)
+            Image.init()  # fills OPEN; not every Pillow reads AVIF, and none HEIF by itself
+            image = Image.open(stream, formats=[kind for kind in FORMATS if kind in Image.OPEN])
             reduced_by = 1
-        if image.format == "EPS":
-            raise ImageError(f"{name} is a PostScript drawing: save it as PNG or JPEG")
-        width, height = image.size
-        if width * height > MAX_PIXELS or max(image.size) > MAX_SIDE:
-            raise ImageError(
-                f"{name} is too large ({width} x {height}): save a copy of at most "
-                f"{MAX_PIXELS // 1_000_000} megapixels"
-            )
+        tags = getattr(image, "tag_v2", {})
+        tile = tags.get(322, 0), tags.get(323, 0)  # of a TIFF, unpacked whole even beyond the edge
+        for width, height in (image.size, tile):
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                raise ImageError(
+                    f"{name} is too large ({width} x {height}): save a copy of at most "
+                    f"{MAX_PIXELS // 1_000_000} megapixels"
+                )
         image = plain_image(image)
     except ImageError:
         raise
@@ -185,7 +191,7 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
         ) from None
     except UnidentifiedImageError:
         raise ImageError(
-            f"{name} is not a picture in a format that Pillow reads: save it as PNG or JPEG"
+            f"{name} is not a picture in a format that is read here: save it as PNG or JPEG"
         ) from None
     except MemoryError:
         raise ImageError(f"{name} does not fit into memory: save a smaller copy") from None
@@ -207,10 +213,11 @@ def cause(error: Exception) -> str:
 def _shrink(image: JpegImagePlugin.JpegImageFile, name: str) -> int:
     """Have a JPEG that is too large decoded at a reduced size; returns by how much."""
     width, height = image.size
-    if image.info.get("progressive") and width * height > MAX_PROGRESSIVE_PIXELS:
+    kept = image.info.get("progressive") or _first_scan_is_a_part(image)
+    if kept and width * height > MAX_PROGRESSIVE_PIXELS:
         raise ImageError(
-            f"{name} is too large a progressive JPEG ({width} x {height}): save a copy of at most "
-            f"{MAX_PROGRESSIVE_PIXELS // 1_000_000} megapixels"
+            f"{name} is too large for a JPEG of several scans (a progressive one, say; {width} x "
+            f"{height}): save a copy of at most {MAX_PROGRESSIVE_PIXELS // 1_000_000} megapixels"
         )
     for factor in (1, 2, 4, 8):
         if width * height <= MAX_PIXELS * factor**2:
@@ -220,6 +227,20 @@ def _shrink(image: JpegImagePlugin.JpegImageFile, name: str) -> int:
     return factor
 
 
+def _first_scan_is_a_part(image: JpegImagePlugin.JpegImageFile) -> bool:
+    """Whether a JPEG has some of its components in a later scan; Pillow does not tell.
+
+    Pillow reads up to the end of the first scan's header, whose length follows from the number of
+    its components.
+    """
+    image.fp.seek(-14, io.SEEK_CUR)  # three of four components; decoding seeks for itself
+    header = image.fp.read(14)
+    return any(
+        header[-8 - 2 * count :].startswith(bytes((0xFF, 0xDA, 0, 6 + 2 * count, count)))
+        for count in range(1, image.layers)
+    )
+
+
 def plain_image(image: Image.Image) -> Image.Image:
     """Bring a PIL image of any mode to upright "L" or "RGB"; the image itself is not changed.
 
@@ -227,6 +248,8 @@ def plain_image(image: Image.Image) -> Image.Image:
         ValueError: Colors that Pillow cannot turn into RGB, or pixels that are not numbers.
     """
     stored = image.tile[0][3] if image.format == "PNG" and image.tile else ""
+    # Pillow forgets it while loading, and the same image may be asked for again.
+    stored = image.__dict__.setdefault("_stored", stored)
     image.load()
     if 0 in image.size:
         raise ValueError("it has no pixels")

@@ -41,6 +41,7 @@ from fer_helpers.batches import (
 )
 from fer_helpers.classifier import PredictionError, check_options, load_classifier
 from fer_helpers.detectors import Detector, DetectorError
+from fer_helpers.extras import lacking
 from fer_helpers.front_end import front_end
 from fer_helpers.pictures import ImageError
 from fer_helpers.sources import read_image
@@ -167,16 +168,18 @@ def upload_widget(model: Any = None) -> Any:
         model: as `predict_single_image` takes it.
 
     Returns:
-        An ipywidgets box; None where ipywidgets is missing or no front end shows this notebook
+        An ipywidgets box; None where ipywidgets cannot be used or no front end shows this notebook
         (papermill, nbconvert, scripts).
     """
     if not front_end():
         return None
     try:
         import ipywidgets
-    except ImportError:
-        ipywidgets = None
-    if ipywidgets is None or int(ipywidgets.__version__.split(".")[0]) < 8:
+    except ImportError as error:
+        why = lacking(error, "ipywidgets", '"ipywidgets>=8.1"')
+        print(f"No upload button, as {why}.")
+        return None
+    if int(ipywidgets.__version__.split(".")[0]) < 8:
         print('The upload button needs ipywidgets 8: pip install "ipywidgets>=8.1".')
         return None
     from fer_helpers.checkpoints import CheckpointError

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -177,7 +177,10 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
             "(height, width) or (height, width, 3) in RGB order."
         )
     _check_size(pixels.shape[1], pixels.shape[0])
-    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
+    deep = pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2
+    if pixels.ndim == 2 and pixels.dtype.kind in "iu":  # Pillow gives some 16-bit grey as int32
+        deep |= pixels.min() >= 0 and 255 < pixels.max() <= 65_535
+    if deep:
         pixels = pixels >> shift_of(pixels.max())  # as `open_image` reads such files
     elif pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
@@ -199,12 +202,17 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     return plain_image(image.copy() if image.mode == "L" else image)
 
 
-def list_images(folder: str | Path, skip: str | Path | None = None) -> list[Path]:
+def list_images(
+    folder: str | Path,
+    skip: str | Path | None = None,
+    onerror: Callable[[OSError], object] | None = None,
+) -> list[Path]:
     """The picture files below a folder (by their suffix), sorted, without hidden ones.
 
     Folders that are links are followed, each folder once; the subfolder `skip` is left out.
+    `onerror` is told why a folder may not be read.
     """
-    walk = walk_once(folder, () if skip is None else (skip,))
+    walk = walk_once(folder, () if skip is None else (skip,), onerror)
     found = (Path(place, name) for place, files in walk for name in files)
     return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(p))
 
@@ -267,9 +275,13 @@ def named_sources(sources: Any, skip: Path | None = None) -> Iterator[tuple[str,
         if not isinstance(source, str | os.PathLike):
             yield str(getattr(source, "name", "") or f"picture {number}"), source
         elif source != "" and os.path.isdir(local_path(source)):
-            files = list_images(local_path(source), skip)
+            closed: list[OSError] = []
+            files = list_images(local_path(source), skip, closed.append)
             yield from ((str(file), file) for file in files)
-            if not files:
+            for error in closed:
+                said = f"{error.filename} cannot be listed ({error.strerror}): make it readable"
+                yield str(error.filename), ImageError(said)
+            if not files and not closed:
                 yield str(source), ImageError(f"{source} holds no pictures.")
         else:
             yield str(source), source

@@ -161,7 +161,7 @@ class _Video:
 
     def __init__(self, source: str | Path | int, output: str | Path | None, every: int) -> None:
         self.cv2 = cv2 = opencv()
-        self.every = every
+        self.every, self.written = every, 0
         self.output, self.writer = None if output is None else local_path(output), None
         webcam = isinstance(source, int)
         source = source if webcam else local_path(source)
@@ -188,11 +188,30 @@ class _Video:
         self.capture.release()
         if self.writer is not None:
             self.writer.release()
-            if error[0] is None:
+            kept = self._kept() if error[0] is None else -1
+            if kept >= self.written:
                 rename(self.partial, self.output)
-            else:
-                with contextlib.suppress(OSError):
-                    self.partial.unlink()
+                return
+            with contextlib.suppress(OSError):
+                self.partial.unlink()
+            if error[0] is None:
+                raise PredictionError(
+                    f"{self.output} could not be written whole ({kept} of {self.written} frames): "
+                    "free some space on its disk."
+                )
+
+    def _kept(self) -> int:
+        """How many of the written frames can be read again: OpenCV reports no full disk.
+
+        That is little work beside what each of them took, and surer than the number in the file's
+        head, which is written last or estimated.
+        """
+        copy = self.cv2.VideoCapture(str(self.partial))
+        kept = 0
+        while copy.grab():
+            kept += 1
+        copy.release()
+        return kept
 
     def frames(self, count: int | None) -> Iterator[tuple[int, Image.Image]]:
         """Number and picture of the frames that are looked at; a damaged end is the end."""
@@ -232,3 +251,4 @@ class _Video:
             if not self.writer.isOpened():
                 raise PredictionError(f"OpenCV cannot write a video to {self.output}.")
         self.writer.write(picture)
+        self.written += 1

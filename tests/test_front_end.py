@@ -9,7 +9,7 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
-from fer_helpers import front_end
+from fer_helpers import front_end, prediction
 from fer_helpers.front_end import explore
 
 DRAW = """
@@ -79,7 +79,19 @@ def test_a_missing_ipywidgets_costs_one_line(monkeypatch, shown, capsys):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert explore(lambda face="a": face, face=["a", "b"]) == "a"
     assert shown == ["a"]
-    assert "pip install ipywidgets" in capsys.readouterr().out
+    assert "ipywidgets is missing: pip install ipywidgets" in capsys.readouterr().out
+
+
+def test_an_ipywidgets_that_does_not_load_says_why(monkeypatch, shown, capsys, tmp_path):
+    (tmp_path / "ipywidgets.py").write_text("import no_such_neighbor")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [n for n in sys.modules if n.split(".")[0] == "ipywidgets"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(front_end, "front_end", lambda: True)
+    monkeypatch.setattr(prediction, "front_end", lambda: True)
+    assert explore(lambda face="a": face, face=["a", "b"]) == "a"
+    assert prediction.upload_widget() is None
+    assert capsys.readouterr().out.count("does not load (No module named 'no_such_neighbor')") == 2
 
 
 @pytest.mark.parametrize(

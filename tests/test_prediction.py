@@ -1,5 +1,6 @@
 """Prediction: every kind of picture, one answer, honest about what it does not know."""
 
+import datetime
 import errno
 import io
 import os
@@ -510,6 +511,7 @@ def test_a_named_detector_that_is_missing_is_an_error(model, tmp_path):
         (np.full((9, 9), np.nan), "nan"),
         (np.full((9, 9), -1.5), "not normalized"),
         (torch.full((3, 9, 9), 300), "300"),
+        (np.full((9, 9), 65_536), "65536"),
         (torch.zeros(2, 3, 9, 9), r"\(2, "),
         (np.array([["a"]]), "no picture"),
         (np.full((9, 9), 1.05), "1.05"),
@@ -538,6 +540,8 @@ def test_pixels_of_every_range_and_byte_order(face):
     assert read[0, :2].tolist() == [255, 0]
     assert np.array_equal(read[1:], grey[1:])
     assert np.array_equal(np.asarray(read_image(grey.astype(">u2") * 257)), grey)
+    deep = Image.fromarray(grey.astype(np.int32) * 257)  # what Pillow makes of a 16-bit PGM
+    assert np.array_equal(np.asarray(read_image(np.asarray(deep))), grey)
     assert np.array_equal(np.asarray(read_image(grey > 128)), (grey > 128) * np.uint8(255))
     assert np.array_equal(np.asarray(read_image(torch.tensor(grey > 128))), (grey > 128) * 255)
 
@@ -657,6 +661,9 @@ def test_a_bar_where_somebody_watches_and_not_in_a_log(face, model, monkeypatch,
     assert not capsys.readouterr().err
     predict_images([face], model, PREPROCESS, NAMES)
     assert ("0/1" in capsys.readouterr().err) is seen
+    if not seen:
+        monkeypatch.setattr(sys, "stderr", None)  # as without a console on Windows
+        assert len(predict_images([face], model, PREPROCESS, NAMES)) == 1
 
 
 def test_everything_mixed_in_the_order_given(folder, model, face, detector):
@@ -680,6 +687,25 @@ def test_nothing_and_empty_folders(model, tmp_path):
     (row,) = predict_images(tmp_path, model, PREPROCESS, NAMES).itertuples()
     assert row.error
     assert "holds no pictures" in row.note
+
+
+def test_a_folder_that_may_not_be_read_is_a_row(folder, model, monkeypatch):
+    def guarded(place, real=os.scandir):
+        if Path(place) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # root may read everything
+    closed = set()
+    for place, names in (
+        (folder / "b", ["1.JPG", "2.png", "broken.jpg", "b"]),
+        (folder, [folder.name]),
+    ):
+        closed.add(place)
+        table = predict_images(folder, model, PREPROCESS, NAMES, progress=False)
+        assert [Path(file).name for file in table.file] == names
+        assert table.error.iloc[-1]
+        assert "cannot be listed (Permission denied)" in table.note.iloc[-1]
 
 
 def test_annotated_copies_never_overwrite_each_other(model, face, detector, tmp_path):
@@ -872,6 +898,27 @@ def test_what_is_no_drive_id_is_not_asked_for(wrong, tmp_path):
 
 def test_no_upload_button_without_a_front_end(model):
     assert prediction.upload_widget(model) is None
+
+
+def test_the_upload_button_answers_for_each_file(face, model, monkeypatch, capsys):
+    pytest.importorskip("ipywidgets", reason="needs the extra [widgets]")
+    monkeypatch.setattr(prediction, "front_end", lambda: True)
+    button, _ = prediction.upload_widget(load_classifier(model, PREPROCESS, NAMES)).children
+    now = datetime.datetime.now(datetime.UTC)
+    button.value = tuple(
+        {
+            "name": name,
+            "type": "image/png",
+            "size": len(data),
+            "content": memoryview(data),
+            "last_modified": now,
+        }
+        for name, data in (("a.png", saved(face, "PNG")), ("b.png", b"x"))
+    )
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
+    assert "b.png: the picture given as bytes is not a picture" in printed
+    assert "a.png" not in printed
 
 
 def test_the_notebook_shows_every_face_and_offers_an_upload(face, tmp_path):

@@ -291,11 +291,11 @@ def test_float_and_32_bit_pictures():
         Preprocess()(Image.fromarray(grey))
 
 
-def tiff(pixels, photometric):
+def tiff(pixels, photometric, more=()):
     """An uncompressed grey TIFF of unsigned numbers, as Pillow does not write them."""
     height, width = pixels.shape
     tags = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: photometric}
-    tags |= {273: 8, 277: 1, 278: height, 279: pixels.nbytes}
+    tags |= {273: 8, 277: 1, 278: height, 279: pixels.nbytes, **dict(more)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
     return b"II*\0" + struct.pack("<I", 8 + pixels.nbytes) + pixels.tobytes() + directory
@@ -397,7 +397,7 @@ def test_the_clear_color_of_a_png_has_its_own_bits(tmp_path, data, expected):
     read = read_picture(str(tmp_path / "a.png"), True, None)
     assert tuple(read.pixels.ravel()) == expected
     with Image.open(io.BytesIO(data)) as given:
-        for image in (open_image(data), plain_image(given)):
+        for image in (open_image(data), plain_image(given), plain_image(given)):
             assert tuple(np.asarray(image.convert("L")).ravel()) == expected
 
 
@@ -464,6 +464,15 @@ def test_a_file_at_its_end_is_read_from_its_start():
     behind = io.BytesIO(b"head" + stream.getvalue())
     behind.seek(4)
     assert open_image(behind).size == (30, 40)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_an_open_file_can_be_read_again(tmp_path, kind):
+    path = tmp_path / "face"
+    path.write_bytes(encoded(picture(), kind))
+    with path.open("rb") as stream:
+        for _ in range(3):
+            assert open_image(stream).size == (30, 40)
 
 
 def test_open_files_that_give_no_bytes(tmp_path):
@@ -564,15 +573,56 @@ def test_a_large_progressive_jpeg_is_refused(monkeypatch):
         open_image(data)
 
 
-def test_postscript_is_not_run():
-    with pytest.raises(ImageError, match="PostScript"):
-        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+@pytest.mark.parametrize("parts", [((1,), (2,), (3,)), ((1, 2), (3,))])
+def test_a_large_jpeg_of_several_scans_is_refused(monkeypatch, parts):
+    grey = encoded(picture(160, 120, channels=1), "JPEG")
+    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+    kinds = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    data = grey[:frame] + b"\xff\xc0\0\x11" + grey[frame + 4 : frame + 9] + b"\3" + kinds
+    data += grey[frame + 13 : scan]
+    for part in parts:
+        which = b"".join(bytes((number, 0)) for number in part)
+        data += bytes((0xFF, 0xDA, 0, 6 + len(which), len(part))) + which + grey[scan + 7 : -2]
+    data += b"\xff\xd9"
+    if len(parts) == 3:  # each is what the grey one has, as a scan of two parts would not be
+        assert open_image(data).size == (120, 160)
+    monkeypatch.setattr(module, "MAX_PROGRESSIVE_PIXELS", 1000)
+    assert open_image(encoded(picture(160, 120), "JPEG")).size == (120, 160)
+    with pytest.raises(ImageError, match="several scans"):
+        open_image(data)
 
 
-def test_heic_without_the_plug_in(monkeypatch):
+def test_a_small_tiff_of_a_large_tile_is_not_unpacked():
+    data = tiff(picture(channels=1), 1, {322: 30_000, 323: 30_000})
+    with pytest.raises(ImageError, match=r"too large \(30000 x 30000\)"):
+        open_image(data)
+
+
+@pytest.mark.parametrize("kind", ["ICO", "TGA", "EPS"])
+def test_what_is_unpacked_or_run_before_its_size_is_known_is_no_picture(kind):
+    with pytest.raises(ImageError, match="not a picture"):
+        open_image(encoded(picture(64, 64), kind))
+
+
+@pytest.mark.parametrize("missing", ["AVIF", "JPEG2000"])
+def test_a_pillow_without_some_format_reads_the_others(monkeypatch, missing):
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, missing, raising=False)
+    assert open_image(encoded(picture(), "BMP")).size == (30, 40)
+    with pytest.raises(ImageError, match="not a picture"):
+        open_image(b"neither")
+
+
+def test_heic_without_the_plug_in(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ImageError, match="pillow-heif"):
-        open_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    with pytest.raises(ImageError, match="is missing: pip install pillow-heif"):
+        open_image(heic)
+    monkeypatch.delitem(sys.modules, "pillow_heif")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "pillow_heif.py").write_text("raise ImportError('libheif.so.1: no such file')")
+    with pytest.raises(ImageError, match=r"does not load \(libheif\.so\.1: no such file\)"):
+        open_image(heic)
 
 
 def test_an_avif_with_a_common_brand_needs_no_plug_in(monkeypatch):

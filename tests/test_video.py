@@ -79,6 +79,25 @@ def test_an_interrupted_copy_leaves_the_finished_one(video, model, detector, tmp
     assert os.listdir(out.parent) == ["copy.avi"]
 
 
+@pytest.mark.parametrize("suffix", [".avi", ".mp4"])
+def test_a_full_disk_leaves_the_finished_copy(video, model, detector, tmp_path, suffix):  # noqa: F811
+    resource = pytest.importorskip("resource", reason="limits a file's size, as a full disk does")
+    type(detector).boxes = BOXES
+    out = tmp_path / "out" / f"copy{suffix}"
+    given = (video, model, PREPROCESS, NAMES)
+    predict_video(*given, detector=detector, output=out)
+    before = out.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(PredictionError, match="written whole"):
+            predict_video(*given, detector=detector, output=out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert out.read_bytes() == before
+    assert os.listdir(out.parent) == [out.name]
+
+
 def test_smoothing_changes_slowly(video, model, detector):  # noqa: F811
     type(detector).boxes = BOXES[:1]
 
