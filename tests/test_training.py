@@ -598,7 +598,7 @@ def test_a_finished_phase_is_not_trained_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"train": faces(seed=5, n=27)}, r"training data was \S+ \S+ and is"),
+    ({"train": faces(seed=5, n=27)}, r"training data was \S+ and is"),
     ({"epochs": 3}, "recipe epochs was 2 and is 3"),
     ({"seed": 1}, "seed was 0 and is 1"),
     ({"model": net(width=24)}, r"architecture width was 16 and is 24; starting weights was"),
