@@ -266,9 +266,9 @@ def paired(base: Sequence[dict], arm: Sequence[dict]) -> dict:
 
 
 def table(runs: Sequence[dict], arms: Sequence[str], seeds: Sequence[int]) -> str:
-    """The finished runs as a Markdown table; the unfinished ones are named below it."""
+    """The finished runs of the base and of `arms` as Markdown, the unfinished `arms` below."""
     by_arm = {arm: sorted((r for r in runs if r["arm"] == arm), key=lambda r: r["seed"])
-              for arm in arms}  # fmt: skip
+              for arm in dict.fromkeys([BASE, *arms])}  # fmt: skip
     lines = [
         "| arm | seeds | accuracy on the slice, % (sd) | minutes a run | against the base, points "
         "(95 %) | McNemar's p by seed |",
@@ -328,7 +328,7 @@ def main() -> None:
     old = [
         f"{run['arm']} (seed {run['seed']})"
         for run in earlier
-        if run["arm"] in options.arms  # the others are in no table of this call
+        if run["arm"] in (BASE, *options.arms)  # the others are in no table of this call
         and run.get("recipe")
         != settings(run["arm"], run["seed"], options.votes).fingerprint() | precision
     ]

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
         model = build_model(7, stem="small2", channels=1, width=options.width)
         names = [name for name in EXPRESSIONS if name != "Contempt"]
         preprocess = Preprocess(size=48, channels=1, grey=True)
-    faces, labels, train = data(options)
+    faces, labels, train = data(options, names)
     save_model(folder / "net.safetensors", model, names, preprocess)
     export_onnx(folder / "net.onnx", model, names, preprocess)
     export_int8(folder / "net.onnx", train, folder / "int8.onnx")
@@ -60,14 +61,22 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
     print(describe(model))
 
 
-def data(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Faces to score, their labels (-1: none), and train faces to calibrate on."""
+def data(
+    options: argparse.Namespace, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Faces to score, their labels (-1: none), and train faces to calibrate on.
+
+    Raises:
+        SystemExit: the folders have other classes than the network's `names`.
+    """
     if options.test:
         from ablation import cut_slice
 
         from fer_helpers.data import load_fer2013
 
         splits = load_fer2013(options.train, options.test, selection_size=0)
+        if tuple(names) != splits.train.class_names:
+            sys.exit(f"The network knows {', '.join(names)}: not the classes of {options.train}.")
         splits = cut_slice(splits, options.hold_out)
         test = splits.selection
         print(

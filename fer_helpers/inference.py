@@ -33,8 +33,8 @@ from fer_helpers.preprocess import Preprocess
 # %% [markdown]
 # ## Device and precision
 #
-# `auto` takes what the hardware is good at: bf16 on processors with bf16 instructions and on
-# Ampere or later, fp16 on older CUDA cards such as Kaggle's T4, fp32 everywhere else.
+# `auto` takes what the hardware is good at: bf16 on x86 processors with bf16 instructions and
+# on Ampere or later, fp16 on older CUDA cards such as Kaggle's T4, fp32 everywhere else.
 
 
 # %%
@@ -150,6 +150,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def repeatable(device: torch.device) -> Iterator[None]:
     """Take only algorithms that give the same bits each time on the same GPU.
 
+    On a CPU all do, but for the backward pass of `swin_t` on several threads, which is left alone.
     cuDNN's convolutions have such algorithms; the fast kernels of a transformer's attention have
     none for their backward pass.
     """

@@ -400,6 +400,7 @@ def swap_head(
             settings["head_dropout"],
             generator,
         ).to(old.weight)
+    model.head.train(model.training)  # new layers begin as if in training
     model.architecture = {**settings, "num_classes": len(new_classes)}
     return model
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,23 @@ class Phase:
         return counts
 
 
+def _move_averages(rate: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Any], None]:
+    """Torch's running average, which keeps a share `rate` of the old; whole numbers are taken over.
+
+    It would cut off their fraction each time, and Swin's table of places would point elsewhere.
+    """
+    move = get_ema_multi_avg_fn(rate)
+
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Any) -> None:
+        if averages[0].is_floating_point():  # torch hands over one type at a time
+            move(averages, values, count)
+        else:
+            for average, value in zip(averages, values, strict=True):
+                average.copy_(value)
+
+    return update
+
+
 @dataclass
 class Parts:
     """What a phase trains with."""
@@ -193,7 +210,7 @@ class Parts:
         """
         if self.average is not None:
             rate = min(decay, (1 + number) / (10 + number))
-            self.average.multi_avg_fn = get_ema_multi_avg_fn(rate)
+            self.average.multi_avg_fn = _move_averages(rate)
             self.average.update_parameters(self.model)
 
     def kept(self) -> EmotionNet:
@@ -242,7 +259,7 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
         # No stopwatch may decide an order of summation: it would decide otherwise another day.
         torch._inductor.config.deterministic = True
     if recipe.ema:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=True)
+        average = AveragedModel(model, use_buffers=True)
     return Parts(
         model=model,
         embed=torch.compile(model.embed, dynamic=False) if compile else model.embed,

@@ -6,6 +6,7 @@ checked wherever the file came from.
 """
 
 import hashlib
+import http.client
 import re
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def load_pretrained(trunk: nn.Module, norm: nn.Module, backbone: str, source: st
     """
     path = _imagenet_file(backbone) if source == "imagenet" else weights_file(source)
     theirs = {}
-    for name, tensor in _read(path).items():
+    for name, tensor in _read(path, backbone).items():
         # A checkpoint of this project says backbone.layer1..., backbone.net.encoder..., norm...;
         # ConvNeXt's norm is the first layer of torchvision's classifier.
         name = name.removeprefix("backbone.").removeprefix("net.")
@@ -79,13 +80,13 @@ def weights_file(source: str) -> Path:
     """The file that PRETRAINED names.
 
     Raises:
-        WeightsError: it does not exist.
+        WeightsError: it is no file.
     """
     path = local_path(source)
     if not path.is_file():
         raise WeightsError(
-            f"PRETRAINED names the file {source}, which does not exist; give a .pth or "
-            ".safetensors file, 'imagenet' or 'none'."
+            f"PRETRAINED names {source}, which is no file; give a .pth or .safetensors file (of a "
+            "run: its model.safetensors), 'imagenet' or 'none'."
         )
     return path
 
@@ -101,10 +102,12 @@ def _imagenet_file(backbone: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), _promised_hash(path), progress=False)
-    except (OSError, RuntimeError) as error:
+        promised = _promised_hash(path, backbone)
+        torch.hub.download_url_to_file(url, str(path), promised, progress=False)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        said = str(error).strip()  # an answer that is no HTTP has its line break
         raise WeightsError(
-            f"the ImageNet weights {path.name} could not be downloaded from {url} ({error}): "
+            f"the ImageNet weights {path.name} could not be downloaded from {url} ({said}): "
             "switch the internet on, attach the file as a Kaggle dataset, name a local copy as "
             "PRETRAINED, or set PRETRAINED=none."
         ) from None
@@ -120,25 +123,26 @@ def _attached(backbone: str) -> Path | None:
     return next(attached_files(name), None)
 
 
-def _promised_hash(path: Path) -> str | None:
+def _promised_hash(path: Path, backbone: str) -> str | None:
     """The first digits of the SHA-256 in torchvision's file names, b627a593 in the one above.
 
-    Digits alone are a date or a time: `mine-20260131.pth` promises nothing.
+    Other names promise nothing, as they may end in a commit; nor do digits alone, a date.
     """
-    found = re.search(r"-(?!\d+$)([0-9a-f]{8,})$", path.stem)
-    return found[1] if found else None
+    found = re.fullmatch(rf"{backbone}(_rwightman)?-(?!\d+\.)([0-9a-f]{{8}})\.pth", path.name)
+    return found[2] if found else None
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, backbone: str) -> dict[str, Tensor]:
     """Read tensors by name, after checking the hash that the file name promises."""
-    promised = _promised_hash(path)
+    promised = _promised_hash(path, backbone)
     if promised is not None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if not digest.startswith(promised):
             raise WeightsError(
                 f"{path} is damaged: its SHA-256 starts with {digest[: len(promised)]}, its name "
-                f"promises {promised}; delete the file and fetch it again."
+                f"promises {promised}; rename it if it is a net of your own, else delete it "
+                "and fetch it again."
             )
     try:
         if path.suffix == ".safetensors":

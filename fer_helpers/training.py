@@ -14,7 +14,8 @@
 # *selection set*, and the types insist on it.
 #
 # Everything random comes from the seed and from counters, and everything that moves is in one state
-# file, so a run that is killed at any moment and started again ends with the same bits.
+# file, so a run that is killed at any moment and started again ends with the same bits. (Not so
+# `swin_t` on several threads of a CPU: torch adds up the gradient of its bias in any order.)
 #
 # What a recipe means is in `recipes`, what a phase consists of in `phases`, what the network is fed
 # with in `feeding`, what is written and read again in `resuming`, and what a person sees meanwhile
@@ -45,7 +46,7 @@ from fer_helpers.confusions import confusion_matrix, confusion_scores
 from fer_helpers.feeding import Feed, batch_rows, epoch_order, epoch_size, prepare
 from fer_helpers.files import sole_writer
 from fer_helpers.inference import autocast, out_of_memory, predict_logits, repeatable
-from fer_helpers.models import EmotionNet
+from fer_helpers.models import TRANSFORMERS, EmotionNet
 from fer_helpers.phases import Parts, Phase, Teacher, TrainingError, make_parts, missing_for_compile
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.recipes import vote_loss
@@ -447,6 +448,8 @@ def estimate_minutes(
     schedule = "plateau" if selection is not None else recipe.schedule
     sizes = [epoch_size(recipe, epoch, preprocess.size) for epoch in range(recipe.epochs)]
     work = float(np.mean(np.square(sizes))) / preprocess.size**2  # of small pictures
+    if model.architecture["backbone"] in TRANSFORMERS:  # which enlarge every picture to one size
+        work = 1.0
     recipe = replace(recipe, schedule=schedule, start_size=0, vote_weight=0.0)
     phase = Phase(train, selection, recipe, preprocess, augment, 0, device, precision)
     parts, feed = make_parts(phase, copy.deepcopy(model)), Feed(phase)

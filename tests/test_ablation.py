@@ -99,6 +99,7 @@ def test_the_table_names_what_is_unfinished(ablation):
     assert "| base | 0, 1 | 62.50 (17.68) | 2.0 |  |  |" in text
     assert "| SE | 0 | 75.00 | 2.0 | +25.00 | " in text
     assert text.endswith("Unfinished: SE (seed 1), CBAM (seed 0), CBAM (seed 1).")
+    assert "| +25.00 | " in ablation.table(runs, ["SE"], [0])  # the base need not be asked for
 
 
 def test_a_small_p_is_not_printed_as_0(ablation):
@@ -122,12 +123,13 @@ def test_what_an_arm_lacks_is_said_first(ablation, tmp_path, monkeypatch, capsys
     assert "votes.csv, which is not there" in capsys.readouterr().err
 
 
-def test_runs_of_another_recipe_are_not_compared(ablation, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("arm", ["base", "SE"])  # the base is in every table
+def test_runs_of_another_recipe_are_not_compared(ablation, tmp_path, monkeypatch, capsys, arm):
     recipe = ablation.settings("base", 0, tmp_path).fingerprint()
     run = {**result("base", 0, [1, 0]), "recipe": {**recipe, "MIXUP": 0.9}}
     (tmp_path / "base-0").mkdir()
     (tmp_path / "base-0" / "result.json").write_text(json.dumps(run))
-    arguments = ["ablation", "--out", str(tmp_path), "--arms", "base", "--seeds", "1"]
+    arguments = ["ablation", "--out", str(tmp_path), "--arms", arm, "--seeds", "1"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):
         ablation.main()

@@ -6,14 +6,17 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from fer_helpers import training
+from fer_helpers import data, training
 from fer_helpers.checkpoints import load_model
 from fer_helpers.data import load_fer2013
 from fer_helpers.demo_faces import draw_face, write_demo_faces
+from fer_helpers.splits import Splits
+from tests.tiny import faces
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
@@ -21,7 +24,7 @@ SMALL = {
     "--device auto",
     "decoding": "--counts 800",
     "evaluation": "--n 1000 --threads 1",
-    "inference": "--width 16 --seconds 0.1 --threads 1 --backends eager",
+    "inference": "--width 16 --seconds 0.1 --threads 1 --backends eager onnx int8",
     "input_pipeline": "--count 64 --seconds 0.1 --rounds 1",
     "training": "--sizes 32 --width 16 --rounds 1 --steps 1 --warm 1 --threads 1",
 }
@@ -36,13 +39,21 @@ def test_a_benchmark_prints_its_table(name):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *shlex.split(SMALL[name])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) > 2
+    assert len(done.stdout.splitlines()) > 2 and "not run" not in done.stdout
 
 
 def test_inference_wants_both_folders_or_none():
     command = [sys.executable, str(BENCHMARKS / "inference.py"), "--train", "data"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "--train and --test" in done.stderr
+
+
+def test_inference_scores_no_network_of_other_classes(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(data, "load_fer2013", lambda *_, **__: Splits(faces(), None, (), ""))
+    read = runpy.run_path(str(BENCHMARKS / "inference.py"))["data"]
+    with pytest.raises(SystemExit, match=r"knows Contempt, Happy: not the classes of train\."):
+        read(SimpleNamespace(train="train", test="test"), ("Contempt", "Happy"))
 
 
 def test_the_benchmark_of_prediction_prints_its_tables(tmp_path):

@@ -215,6 +215,8 @@ def test_swapping_without_carry_starts_the_whole_head_anew():
     assert not torch.equal(first.head[1].weight, old)
     assert torch.equal(first.head[1].weight, second.head[1].weight)
     assert torch.equal(first.backbone.conv1.weight, backbone)
+    assert first.head[0].training
+    assert not any(part.training for part in swap_head(first.eval(), FER, AFFECTNET).modules())
 
 
 @pytest.mark.parametrize(

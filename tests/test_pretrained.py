@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_faces import server  # noqa: F401 (a fixture)
-from torchvision.models import ResNet34_Weights, get_model
+from torchvision.models import ResNet34_Weights, get_model, get_model_weights
 
 from fer_helpers import mounts, pretrained
-from fer_helpers.models import build_model, describe
+from fer_helpers.models import BACKBONES, build_model, describe
 from fer_helpers.pretrained import WeightsError
 
 
@@ -57,11 +57,14 @@ def test_imagenet_weights_are_downloaded_checked_and_cached(server, monkeypatch,
     assert model.architecture["pretrained"] == "none"  # a checkpoint needs no download to rebuild
 
 
-def test_a_download_with_the_wrong_hash_is_refused_and_not_kept(server, monkeypatch, tmp_path):  # noqa: F811
-    path = write(tmp_path, "resnet34", constant_state("resnet34"))
-    server.answers["/resnet34-0badf00d.pth"] = 200, {}, path.read_bytes()
+@pytest.mark.parametrize(
+    "headers, words",
+    [({}, "invalid hash"), ({"Transfer-Encoding": "chunked"}, "downloaded from .*IncompleteRead")],
+)
+def test_a_broken_download_is_refused_and_not_kept(server, monkeypatch, tmp_path, headers, words):  # noqa: F811
+    server.answers["/resnet34-0badf00d.pth"] = 200, headers, b"9\r\nhalf"
     point_to(monkeypatch, f"{server.url}/resnet34-0badf00d.pth")
-    with pytest.raises(WeightsError, match="invalid hash"):
+    with pytest.raises(WeightsError, match=words):
         build_model(8, pretrained="imagenet")
     assert not list((tmp_path / "torch").rglob("*.pth*"))
 
@@ -79,7 +82,7 @@ def test_a_damaged_cached_file_is_named(tmp_path):
     cached = tmp_path / "torch" / "hub" / "checkpoints" / "resnet34-b627a593.pth"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"half a download")
-    with pytest.raises(WeightsError, match=r"damaged.*delete the file"):
+    with pytest.raises(WeightsError, match=r"damaged.*delete it"):
         build_model(8, pretrained="imagenet")
 
 
@@ -89,9 +92,10 @@ def test_a_file_attached_on_kaggle_is_found_without_walking_the_pictures(tmp_pat
     pictures = tmp_path / "input" / "fer2013" / "train"
     for place in (folder, pictures):
         place.mkdir(parents=True)
-    (pictures / "resnet34-in-the-wrong-place.pth").write_bytes(b"")
+    (pictures / "resnet34.pth").write_bytes(b"")
     for other in ("resnet343.pth", "resnet34_best.pth", "resnet34-mine.safetensors"):
         (folder / other).write_bytes(b"")
+    assert pretrained._attached("resnet34") is None
     path = write(folder, "resnet34", constant_state("resnet34"))
     assert path.name in describe(build_model(8, pretrained="imagenet"))
 
@@ -169,13 +173,25 @@ def test_another_width_and_a_missing_file_are_refused(tmp_path):
     path = write(tmp_path, "resnet18", constant_state("resnet18"))
     with pytest.raises(WeightsError, match="of another shape"):
         build_model(8, backbone="resnet18", width=32, pretrained=str(path))
-    with pytest.raises(WeightsError, match="does not exist"):
-        build_model(8, pretrained="no-such-file.pth")
+    for name in ("no-such-file.pth", str(tmp_path)):
+        with pytest.raises(WeightsError, match=r"is no file.*model\.safetensors"):
+            build_model(8, pretrained=name)
 
 
-def test_renamed_files_are_not_promised_a_hash(tmp_path):
-    assert pretrained._promised_hash(Path("resnet34-b627a593.pth")) == "b627a593"
-    assert pretrained._promised_hash(Path("efficientnet_b0_rwightman-7f5810bc.pth")) == "7f5810bc"
-    assert pretrained._promised_hash(Path("my-resnet34.pth")) is None
-    for time in ("20260131", "20260131123000", "1732612345", "12345678"):
-        assert pretrained._promised_hash(Path(f"resnet34-{time}.pth")) is None
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_torchvisions_files_promise_a_hash(backbone):
+    name = get_model_weights(backbone).DEFAULT.url.rsplit("/", 1)[-1]
+    if backbone == "resnet34":
+        name = "resnet34-b627a593.pth"  # the fixture above points elsewhere
+    assert pretrained._promised_hash(Path(name), backbone) == name[-12:-4]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my-resnet34.pth", "resnet34-20260131.pth", "resnet34-1732612345.pth",
+        "student-204bbdb6135e.safetensors", "best-3f2a1b4c.pth", "resnet34-b627a593.safetensors",
+    ],
+)  # fmt: skip
+def test_other_files_promise_no_hash(name):
+    assert pretrained._promised_hash(Path(name), "resnet34") is None

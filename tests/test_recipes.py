@@ -328,15 +328,21 @@ def test_average_is_torchs_after_its_youth():
 
 def test_a_young_average_forgets_faster_and_takes_the_buffers_along():
     parts, slow = make_parts(phase(ema=0.9), net()), {}
-    moving = {n: v for n, v in parts.model.state_dict().items() if v.is_floating_point()}
+    state = parts.model.state_dict()
+    moving = {n: v for n, v in state.items() if v.is_floating_point()}
+    whole = state.keys() - moving.keys()
     assert any("running_mean" in name for name in moving)
+    assert any("num_batches" in name for name in whole)
     for number in range(4):
         rate = (1 + number) / (10 + number)
         for name, values in moving.items():
             values += 1
             slow[name] = rate * slow.get(name, values) + (1 - rate) * values
+        for name in whole:
+            state[name] += 1
         parts.update_average(0.9, number)
     kept = parts.kept().state_dict()
+    assert all(torch.equal(kept[name], state[name]) for name in whole)  # not rounded down
     for name, values in slow.items():
         torch.testing.assert_close(kept[name], values)
 

@@ -898,6 +898,7 @@ def test_estimate_changes_nothing(changes):
 
 
 ONE_STEP = {"keep": "last", "schedule": "onecycle", "epochs": 1, "batch_size": 24}
+SMALL_FIRST = {"start_size": 8, "grow_until": 0.5}
 
 
 def test_estimate_without_selection_set():
@@ -905,20 +906,23 @@ def test_estimate_without_selection_set():
     assert estimate_minutes(net(), faces(), None, recipe(**ONE_STEP), **given) > 0
 
 
-@pytest.mark.parametrize("selection, changes, seconds", [
+@pytest.mark.parametrize("backbone, selection, changes, seconds", [
     # A face takes 0.05 s: 0.4 s for eight, without the first, slow step and an odd one.
-    (selection_faces(), {}, 2 * (24 + 9 / 3) * 0.05),
+    ("resnet18", selection_faces(), {}, 2 * (24 + 9 / 3) * 0.05),
     # Half of the epochs are at a quarter of the pixels, and the selection set is never smaller.
-    (selection_faces(), {"start_size": 8, "grow_until": 0.5}, 2 * (24 * 5 / 8 + 9 / 3) * 0.05),
-    (None, {"keep": "last", "schedule": "cosine"}, 2 * 24 * 0.05),
-    (None, ONE_STEP, 6.0),  # there is no other step to measure
-], ids=["plain", "growing", "nothing to choose on", "one step"])  # fmt: skip
-def test_estimate_by_hand(monkeypatch, selection, changes, seconds):
+    ("resnet18", selection_faces(), SMALL_FIRST, 2 * (24 * 5 / 8 + 9 / 3) * 0.05),
+    ("swin_t", selection_faces(), SMALL_FIRST, 2 * (24 + 9 / 3) * 0.05),
+    ("resnet18", None, {"keep": "last", "schedule": "cosine"}, 2 * 24 * 0.05),
+    ("resnet18", None, ONE_STEP, 6.0),  # there is no other step to measure
+], ids=["plain", "growing", "transformer", "nothing to choose on", "one step"])  # fmt: skip
+def test_estimate_by_hand(monkeypatch, backbone, selection, changes, seconds):
+    model = net()
+    model.architecture["backbone"] = backbone
     clock = iter([0.0, 6.0, 6.0, 6.4, 6.4, 6.8, 6.8, 9.8])
     monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr(training, "step_that_fits", lambda *_: None)
     given = {"preprocess": PREPROCESS, "augment": AUGMENT}
-    minutes = estimate_minutes(net(), faces(), selection, recipe(**changes), **given)
+    minutes = estimate_minutes(model, faces(), selection, recipe(**changes), **given)
     assert 60 * minutes == pytest.approx(seconds)
 
 
