@@ -18,18 +18,18 @@ from PIL import Image
 from fer_helpers.data import contents, divide_fer, load_fer2013
 from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.layouts import (
+    EMOTIONS,
     FER_CLASSES,
-    IMAGE_SUFFIXES,
     SPLIT_FOLDERS,
     DataError,
     Listing,
+    canonical_emotion,
     find_dataset,
     local_path,
     match_classes,
     readable,
     split_folder,
     subfolders,
-    walk_once,
 )
 from fer_helpers.neighbors import (
     FER_CSV_FILES,
@@ -142,10 +142,8 @@ def _refuse_part(root: Path) -> None:
             "read as a dataset of its own"
         )
     classes = subfolders(train or root)
-    if len(classes) == 1:
-        _, files = next(walk_once((train or root) / classes[0]), ("", []))
-        if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files):
-            match_classes(classes, "train", train or root, None, ())  # says that one is too few
+    if len(classes) == 1 and canonical_emotion(classes[0]) in EMOTIONS:
+        match_classes(classes, "train", train or root, None, ())  # says that one is too few
 
 
 def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> Splits:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from fer_helpers.layouts import Listing
-from fer_helpers.pictures import orientation, plain_image
+from fer_helpers.pictures import known_formats, orientation, plain_image
 
 CLOSED = "cannot be opened"  # how a reason begins that may pass without a change of the file
 FILES_WORTH_A_POOL = 4000  # with fewer, one process is done before others have started
@@ -91,10 +91,8 @@ def read_picture(path: str, grey: bool, target: tuple[int, int] | None) -> Pictu
     if not data:
         return Picture(digest, problem="empty file")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=[*known_formats(), "JPEG", "MPO"]) as image:
             mode = image.mode
-            if image.format == "EPS":  # decoding it would start Ghostscript
-                raise ValueError("a PostScript drawing")
             native = _upright(image).convert("L" if grey else "RGB")
     except (MemoryError, ImportError):
         raise  # no answer about this file, and nothing to keep in a cache

@@ -438,7 +438,14 @@ def list_class_folders(
     class_names = tuple(sorted(classes.values()))
     hidden, loops = 0, 0
     # A link from one class to another would put the same pictures under both labels.
-    passed = _with_parents(folder).union(os.path.realpath(folder / name) for name in classes)
+    real = {os.path.realpath(folder / name): name for name in classes}
+    if len(real) < len(classes):
+        twice = sorted(set(classes).difference(real.values()))
+        raise DataError(
+            f"{role}: {', '.join(twice)} in {folder} is the folder of another class by a link: "
+            "remove the link"
+        )
+    passed = _with_parents(folder).union(real)
 
     def files() -> Iterator[tuple[str, str, int, int, int]]:
         nonlocal hidden, loops

@@ -127,7 +127,13 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
                 ) from error
         name = str(getattr(source, "name", "the picture given as an open file"))
         try:
-            return _read(_from_here(source), name)
+            seekable = hasattr(source, "seekable") and source.seekable()
+            start = source.tell() if seekable else 0
+            try:
+                return _read(_from_here(source, seekable), name)
+            finally:
+                if seekable:  # whoever asks again finds the same picture
+                    source.seek(start)
         except ImageError:
             raise
         except Exception as error:  # closed, opened as text or for writing, or somebody's own class
@@ -136,13 +142,12 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
             ) from error
 
 
-def _from_here(source: IO[bytes]) -> IO[bytes]:
-    """What is left of an open file, seekable; all of it where everything was read or written.
-
-    It is read to its end, so that the next call finds the same picture, not what a decoder left.
-    """
+def _from_here(source: IO[bytes], seekable: bool) -> IO[bytes]:
+    """What is left of an open file, seekable; all of it where everything was read or written."""
+    if seekable and source.tell() == 0:
+        return source
     content = source.read()
-    if not content and hasattr(source, "seekable") and source.seekable():
+    if seekable and not content:
         source.seek(0)
         content = source.read()
     return io.BytesIO(content)
@@ -170,8 +175,7 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
             image = JpegImagePlugin.JpegImageFile(stream)
             reduced_by = _shrink(image, name)
         else:
-            Image.init()  # fills OPEN; not every Pillow reads AVIF, and none HEIF by itself
-            image = Image.open(stream, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+            image = Image.open(stream, formats=known_formats())
             reduced_by = 1
         tags = getattr(image, "tag_v2", {})
         tile = tags.get(322, 0), tags.get(323, 0)  # of a TIFF, unpacked whole even beyond the edge
@@ -202,6 +206,12 @@ def _read(stream: IO[bytes], name: str) -> Image.Image:
     # An orientation left in the metadata would be applied once more by the next reader.
     image.info = {"reduced_by": reduced_by} if reduced_by > 1 else {}
     return image
+
+
+def known_formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow reads: not every one reads AVIF, none HEIF by itself."""
+    Image.init()
+    return [kind for kind in FORMATS if kind in Image.OPEN]
 
 
 def cause(error: Exception) -> str:
@@ -267,7 +277,8 @@ def plain_image(image: Image.Image) -> Image.Image:
         image = Image.eval(image, lambda value: 255 - value).convert("RGB")
     elif image.has_transparency_data or mode in ("La", "RGBa"):
         grey = mode in ("1", "L", "LA", "La")
-        if stored in ("L;2", "L;4", "RGB;16B"):  # Pillow scales the pixels, not the clear color
+        scaled = stored in ("L;2", "L;4", "RGB;16B") and "transparency" in image.info
+        if scaled:  # Pillow scales the pixels, not the clear color
             image, clear = image.copy(), image.info["transparency"]
             high = tuple(value >> 8 for value in clear) if mode == "RGB" else None
             image.info["transparency"] = high or clear * (85 if stored == "L;2" else 17)

@@ -178,7 +178,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
         )
     _check_size(pixels.shape[1], pixels.shape[0])
     deep = pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2
-    if pixels.ndim == 2 and pixels.dtype.kind in "iu":  # Pillow gives some 16-bit grey as int32
+    if pixels.ndim == 2 and pixels.dtype == np.int32:  # as Pillow gives some 16-bit grey
         deep |= pixels.min() >= 0 and 255 < pixels.max() <= 65_535
     if deep:
         pixels = pixels >> shift_of(pixels.max())  # as `open_image` reads such files

@@ -186,19 +186,22 @@ class _Video:
 
     def __exit__(self, *error: object) -> None:
         self.capture.release()
-        if self.writer is not None:
-            self.writer.release()
-            kept = self._kept() if error[0] is None else -1
-            if kept >= self.written:
-                rename(self.partial, self.output)
+        if self.writer is None:
+            return
+        self.writer.release()
+        try:
+            if error[0] is not None:
                 return
-            with contextlib.suppress(OSError):
-                self.partial.unlink()
-            if error[0] is None:
+            kept = self._kept()
+            if kept < self.written:
                 raise PredictionError(
                     f"{self.output} could not be written whole ({kept} of {self.written} frames): "
                     "free some space on its disk."
                 )
+            rename(self.partial, self.output)
+        finally:
+            with contextlib.suppress(OSError):  # not there once it has its name
+                self.partial.unlink()
 
     def _kept(self) -> int:
         """How many of the written frames can be read again: OpenCV reports no full disk.

@@ -525,6 +525,15 @@ def test_links_out_of_a_class_put_no_picture_under_another(tmp_path, links, loop
         assert f"train: {loops} folder links that lead back not followed" in splits.notes
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_class_that_is_a_link_to_another_is_refused(tmp_path):
+    write_affectnet(tmp_path)
+    shutil.rmtree(tmp_path / "train/Sad")
+    (tmp_path / "train/Sad").symlink_to("Happy", target_is_directory=True)
+    with pytest.raises(DataError, match="is the folder of another class by a link: remove the link"):
+        affectnet(tmp_path)
+
+
 def test_a_drawn_dataset_says_so(tmp_path):
     write_fer(tmp_path / "fer2013")
     (tmp_path / reading.DRAWN_MARKER).write_text("")

@@ -512,6 +512,7 @@ def test_a_named_detector_that_is_missing_is_an_error(model, tmp_path):
         (np.full((9, 9), -1.5), "not normalized"),
         (torch.full((3, 9, 9), 300), "300"),
         (np.full((9, 9), 65_536), "65536"),
+        (np.full((9, 9), 300, np.int64), "300"),  # 8 bits that overshot
         (torch.zeros(2, 3, 9, 9), r"\(2, "),
         (np.array([["a"]]), "no picture"),
         (np.full((9, 9), 1.05), "1.05"),

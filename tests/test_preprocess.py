@@ -463,7 +463,8 @@ def test_a_file_at_its_end_is_read_from_its_start():
     assert open_image(stream).size == (30, 40)
     behind = io.BytesIO(b"head" + stream.getvalue())
     behind.seek(4)
-    assert open_image(behind).size == (30, 40)
+    for _ in range(2):  # whoever asks again finds the same picture
+        assert open_image(behind).size == (30, 40)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])

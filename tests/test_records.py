@@ -104,14 +104,15 @@ def test_a_stamp_names_versions_and_code(monkeypatch):
 
 
 def test_a_changed_notebook_is_other_code(tmp_path, monkeypatch):
-    for name in ("fer_helpers", "notebooks"):
+    for name in ("fer_helpers", "notebooks", "benchmarks"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(versions, "__file__", str(tmp_path / "fer_helpers" / "versions.py"))
     hashes = set()
-    for file in ("fer_helpers/versions.py", "notebooks/a.py", "notebooks/a.txt"):
+    code = ("fer_helpers/versions.py", "notebooks/a.py", "benchmarks/a.py")
+    for file in (*code, "benchmarks/a.txt"):
         (tmp_path / file).write_text("1")
         hashes.add(versions._code_hash())
-    assert len(hashes) == 2
+    assert len(hashes) == 3
 
 
 def test_a_full_disk_keeps_the_previous_file(run, monkeypatch):

@@ -175,7 +175,7 @@ def test_odd_files_are_read_as_prediction_reads_them(tmp_path):
 
 def test_a_drawing_is_not_handed_to_ghostscript(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.jpg", "EPS")
-    assert "PostScript" in decoding.read_picture(str(tmp_path / "a.jpg"), True, None).problem
+    assert "cannot identify" in decoding.read_picture(str(tmp_path / "a.jpg"), True, None).problem
 
 
 def test_a_decompression_bomb_is_a_bad_file(tmp_path, monkeypatch):
