@@ -225,7 +225,7 @@ class Config(BaseModel):
                 return float(value)
             except ValueError:
                 return value
-        return {"true": True, "false": False}.get(value, value) if kind is bool else value
+        return value == "true" if kind is bool and value in ("true", "false") else value
 
     @model_validator(mode="after")
     def _values_fit_together(self) -> Config:
@@ -244,17 +244,6 @@ class Config(BaseModel):
             problems.append(
                 f"START_SIZE ({self.start_size}) should be 0, or from 16 to IMAGE_SIZE "
                 f"({self.image_size})"
-            )
-        # `models.check_architecture` says these too, but staging for Kaggle cannot import torch.
-        if self.pretrained == "imagenet" and self.width != 64:
-            problems.append(
-                f"PRETRAINED 'imagenet' exists for WIDTH 64, not {self.width}: set WIDTH to 64 or "
-                "PRETRAINED to 'none'"
-            )
-        if not self.backbone.startswith("resnet") and (self.stem, self.width) != ("imagenet", 64):
-            problems.append(
-                f"STEM and WIDTH change ResNets only: set them to 'imagenet' and 64 for BACKBONE "
-                f"{self.backbone!r}"
             )
         smallest = min(self.image_size, self.start_size or self.image_size)
         if self.backbone == "convnext_tiny" and smallest < 32:
@@ -331,10 +320,10 @@ class Config(BaseModel):
         """
 
         def is_meant(name: str, value: Any) -> bool:
-            if isinstance(value, str | int | float | list | dict | None):
-                known = name.lower() in cls.model_fields
+            known = name.lower() in cls.model_fields
+            if isinstance(value, str | int | float | None):
                 return known or bool(re.fullmatch(r"[A-Z][A-Z0-9_]+", name))
-            return name.isupper() and name.lower() in cls.model_fields
+            return name.isupper() and (known or isinstance(value, list | dict))
 
         meant = {name: value for name, value in names.items() if is_meant(name, value)}
         return cls.from_values(meant, "The parameters cell")

@@ -204,8 +204,9 @@ from fer_helpers.watching import events_folder, watch_epochs
 
 # %% tags=["nbval-check-output"]
 config, banner = settle_data(Config.from_notebook(globals()))
-build_model(2, **config.model_kwargs())  # a trial: the network itself comes with phase 1
 print(banner or "Real faces.")
+trial = build_model(2, **config.model_kwargs())  # the network itself comes with phase 1
+del trial
 
 # %% [markdown]
 # Where to compute, how precisely, and where the results go. One run has one folder: parameters,

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats
 
 from fer_helpers.data import load_fer2013
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.ferplus import VOTES
+from fer_helpers.phases import TrainingError
 from fer_helpers.splits import Splits, _shuffle_keys
 from tests.tiny import faces, scored_faces
 
@@ -105,6 +107,38 @@ def test_the_table_names_what_is_unfinished(ablation):
 def test_a_small_p_is_not_printed_as_0(ablation):
     runs = [result("base", 0, [0] * 20), result("SE", 0, [1] * 20)]
     assert "| < 0.001 |" in ablation.table(runs, ["base", "SE"], [0])
+
+
+def test_a_recipe_takes_all_images_and_no_votes_without_a_weight(ablation, tmp_path):
+    with pytest.raises(SystemExit, match="set it to 0 here"):
+        ablation.read_fer(tmp_path, ablation.Config(max_images=9))
+    with pytest.raises(SystemExit, match="FERPLUS_VOTES without FERPLUS_WEIGHT"):
+        ablation.votes_of(ablation.Config(ferplus_votes="x.csv"), faces())
+
+
+def test_blanks_are_dropped_where_the_recipe_says_so(ablation, tmp_path, monkeypatch):
+    data = write_demo_faces(tmp_path / "drawn", per_class=4)
+    blank = data / "fer2013" / "train" / "happy" / "Training_blank.png"
+    Image.new("L", (48, 48)).save(blank)
+    monkeypatch.setattr(ablation, "SLICE", tmp_path / "slice.txt")
+    (tmp_path / "slice.txt").write_text("")
+    kept, dropped = (
+        ablation.read_fer(data, ablation.Config(drop_blanks=drop, max_bad_share=0.2), 0).train.files
+        for drop in (False, True)
+    )
+    assert set(kept) - set(dropped) == {"train/happy/Training_blank.png"}
+
+
+def test_a_training_that_is_refused_ends_in_a_sentence(ablation, tmp_path, monkeypatch):
+    def train(*_):
+        raise TrainingError("It cannot.")
+
+    monkeypatch.setattr(ablation, "train", train)
+    monkeypatch.setattr(sys, "argv", ["ablation", "--arms", "base", "--out", str(tmp_path)])
+    with pytest.raises(
+        SystemExit, match=r"It cannot\. \(Here a new run is another folder"
+    ):
+        ablation.main()
 
 
 def test_private_test_is_never_scored(ablation, tmp_path):

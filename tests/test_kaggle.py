@@ -213,8 +213,10 @@ def run_without_packages(code, folder, **environment):
     )
 
 
-def test_without_the_package_the_notebook_says_which_file_to_import(tmp_path):
-    done = run_without_packages("HELPERS_URL = ''\n" + setup_cell(), tmp_path / "empty")
+@pytest.mark.parametrize("place", ["", "nothing-there.whl"])
+def test_without_the_package_the_notebook_says_which_file_to_import(tmp_path, place):
+    code = f"HELPERS_URL = {place!r}\n{setup_cell()}"
+    done = run_without_packages(code, tmp_path / "empty", PIP_NO_INDEX="1")
     said = done.stderr.splitlines()[-1]
     assert said.startswith("ModuleNotFoundError: fer_helpers is not here")
     assert "make kaggle" in said and "build/kaggle/*.ipynb" in said and "HELPERS_URL" in said
