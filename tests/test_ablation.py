@@ -135,9 +135,7 @@ def test_a_training_that_is_refused_ends_in_a_sentence(ablation, tmp_path, monke
 
     monkeypatch.setattr(ablation, "train", train)
     monkeypatch.setattr(sys, "argv", ["ablation", "--arms", "base", "--out", str(tmp_path)])
-    with pytest.raises(
-        SystemExit, match=r"It cannot\. \(Here a new run is another folder"
-    ):
+    with pytest.raises(SystemExit, match=r"It cannot\. \(Here a new run is another folder"):
         ablation.main()
 
 

@@ -530,9 +530,7 @@ def test_a_class_that_is_a_link_to_another_is_refused(tmp_path):
     write_affectnet(tmp_path)
     shutil.rmtree(tmp_path / "train/Sad")
     (tmp_path / "train/Sad").symlink_to("Happy", target_is_directory=True)
-    with pytest.raises(
-        DataError, match="is the folder of another class by a link"
-    ):
+    with pytest.raises(DataError, match="is the folder of another class by a link"):
         affectnet(tmp_path)
 
 
