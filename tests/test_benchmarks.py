@@ -49,7 +49,7 @@ def test_inference_wants_both_folders_or_none():
 
 
 def test_inference_scores_no_network_of_other_classes(monkeypatch):
-    # Not the real one: read while this is patched, it would keep the patch for the tests after this.
+    # Not the real one: imported now it would keep the patched loader for later tests.
     monkeypatch.setitem(sys.modules, "ablation", SimpleNamespace(cut_slice=None))
     monkeypatch.setattr(data, "load_fer2013", lambda *_, **__: Splits(faces(), None, (), ""))
     read = runpy.run_path(str(BENCHMARKS / "inference.py"))["data"]
