@@ -20,7 +20,6 @@ from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.layouts import (
     EMOTIONS,
     FER_CLASSES,
-    SPLIT_FOLDERS,
     DataError,
     Listing,
     canonical_emotion,
@@ -31,6 +30,7 @@ from fer_helpers.layouts import (
     split_folder,
     subfolders,
 )
+from fer_helpers.mounts import SPLITS
 from fer_helpers.neighbors import (
     FER_CSV_FILES,
     LABEL_TABLES,
@@ -43,8 +43,6 @@ from fer_helpers.neighbors import (
 )
 from fer_helpers.reading import DRAWN_MARKER, Reader, as_test
 from fer_helpers.splits import FaceSet, Splits, slice_positions
-
-_SPLITS = {name for names in SPLIT_FOLDERS.values() for name in names}
 
 
 def load_faces(
@@ -115,7 +113,7 @@ def _find_layout(path: Path, parameter: str) -> Recognized:
 
     def accepts(folder: Path) -> bool:
         # Of the splits inside of what was given, none may be taken for all.
-        inside = folder.name != path.name and folder.name.lower() in _SPLITS
+        inside = folder.name != path.name and folder.name.lower() in SPLITS
         if inside and any(split_folder(folder.parent, split) for split in ("val", "test")):
             return False
         return recognize(folder) is not None

@@ -235,7 +235,7 @@ def official_halves(train: FaceSet, test: FaceSet) -> dict[str, np.ndarray]:
     """
     owners = {}
     for faces, allowed in ((train, ("Training",)), (test, ("PublicTest", "PrivateTest"))):
-        owners[faces.split] = np.array([_official_split(name) for name in faces.files])
+        owners[faces.split] = np.array([official_split(name) for name in faces.files])
         wrong = ~np.isin(owners[faces.split], ("", *allowed))
         if wrong.any():
             raise DataError(
@@ -255,9 +255,10 @@ def official_halves(train: FaceSet, test: FaceSet) -> dict[str, np.ndarray]:
     }
 
 
-def _official_split(file: str) -> str:
-    name = file.rsplit("/", 1)[-1]
-    return next((split for split in USAGES if name.startswith(split + "_")), "")
+def official_split(file: str) -> str:
+    """What a name tells: of a file ("test/sad/PublicTest_5.jpg") or a row ("PublicTest/row_5")."""
+    folder, name = ["", *file.split("/")][-2:]
+    return next((split for split in USAGES if name.startswith(f"{split}_") or folder == split), "")
 
 
 def _compare_with_official(train: FaceSet, halves: Mapping[str, np.ndarray]) -> list[str]:

@@ -91,7 +91,7 @@ def read_picture(path: str, grey: bool, target: tuple[int, int] | None) -> Pictu
     if not data:
         return Picture(digest, problem="empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=[*known_formats(), "JPEG"]) as image:
+        with Image.open(io.BytesIO(data), formats=["JPEG", *known_formats()]) as image:
             mode = image.mode
             native = _upright(image).convert("L" if grey else "RGB")
     except (MemoryError, ImportError):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fer_helpers.data import load_fer2013
+from fer_helpers.data import load_fer2013, official_split
 from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.files import replace_file
 from fer_helpers.layouts import SPLIT_FOLDERS, DataError, canonical_emotion
@@ -81,8 +80,7 @@ def match_ferplus(
     row_of = np.full(len(faces), -1)
     error = np.full(len(faces), np.nan)
     # A face may have a twin in another split, with votes of its own.
-    told = [re.search(rf"(?:^|/)({'|'.join(USAGES)})[_/]", name) for name in faces.files]
-    owners = np.array([match[1] if match else "" for match in told], dtype=object)
+    owners = np.array([official_split(name) for name in faces.files])
     for label, owner in product(range(len(faces.class_names)), ("", *USAGES)):
         positions = np.flatnonzero((faces.labels == label) & (owners == owner))
         wanted = table.usages == owner if owner else table.usages != ""
