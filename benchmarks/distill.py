@@ -64,13 +64,13 @@ def say(teachers: Sequence[LoadedModel], faces: TrainSet, where: dict) -> np.nda
     """What the teachers think of each face: probabilities (N, K), ten views, float32."""
     heard = 0
     for teacher in teachers:
-        _expect_classes(teacher, faces)
+        expect_classes(teacher, faces)
         logits = predict_logits(teacher.model, faces, teacher.preprocess, views=VIEWS, **where)
         heard = heard + softmax(logits / temperature_of(teacher))
     return (heard / len(teachers)).astype(np.float32)
 
 
-def _expect_classes(network: LoadedModel, faces: TrainSet) -> None:
+def expect_classes(network: LoadedModel, faces: TrainSet) -> None:
     if network.class_names != faces.class_names:
         sys.exit(f"{network.path} knows {', '.join(network.class_names)}: not these classes.")
 
@@ -144,11 +144,11 @@ def main() -> None:
     if options.final:  # said now rather than after the training
         fer = public_only(fer, options.data)
     if start:
-        _expect_classes(start, fer.train)
+        expect_classes(start, fer.train)
     teachers = [load_model(path, device) for path in options.teachers]
     live = options.live and load_model(options.live, device)
     if live:
-        _expect_classes(live, fer.train)
+        expect_classes(live, fer.train)
         if config.start_size or live.preprocess.size != config.image_size:  # it would guess
             known = live.preprocess.size
             sys.exit(f"{live.path} knows faces of {known} px: set IMAGE_SIZE={known} and, without "
@@ -200,20 +200,19 @@ def main() -> None:
     print(on_held_out(student, preprocess, everybody, fer.selection, where), flush=True)
     if options.final:
         score, entries = finish(options.final, student, preprocess, fer, config.seed, where)
-        text = json.dumps({"results": entries}, indent=1)
-        replace_file(options.out / "metrics.json", partial(Path.write_text, data=text))
-        draw(score, result, options.out / "figures")
+        write_scores(score, entries, options.out)
+        draw_history(result, options.out / "figures")
 
 
 def on_held_out(
     student: EmotionNet, preprocess: Preprocess, teachers: Sequence[LoadedModel],
-    faces: SelectionSet, where: dict,
+    faces: SelectionSet, where: dict, name: str = "student",
 ) -> str:  # fmt: skip
-    """Student and teachers on the images held out, one view: a Markdown table."""
+    """A network, called `name`, and its teachers on the images held out, one view, in Markdown."""
     head = "| network | accuracy, % | macro-F1 | NLL at temperature 1 | after the best one here | "
-    lines = [f"{head}student minus it, points (95 %) | p |", "|---|---|---|---|---|---|---|"]
+    lines = [f"{head}{name} minus it, points (95 %) | p |", "|---|---|---|---|---|---|---|"]
     mine = predict_logits(student, faces, preprocess, **where)
-    known = {"student": mine} | {
+    known = {name: mine} | {
         str(teacher.path): predict_logits(teacher.model, faces, teacher.preprocess, **where)
         for teacher in teachers
     }
@@ -247,7 +246,7 @@ def finish(
     extra = {
         "origin": fer.train.origin,
         "dataset": fer.train.dataset,
-        "made_by": Path(__file__).name,
+        "made_by": Path(sys.argv[0]).name,
     }
     write(extra=extra)
     written = load_model(path, where["device"]).model
@@ -264,16 +263,24 @@ def finish(
     return scores[0], [*scores[0].entries, *balanced.entries]
 
 
-def draw(score: Scored, result: PhaseResult, folder: Path) -> None:
-    """Write confusion matrix, reliability diagram and curves; nothing is scored again."""
+def write_scores(score: Scored, entries: list[dict], folder: Path) -> None:
+    """Write `metrics.json`, confusion matrix and reliability diagram; nothing is scored again."""
+    text = json.dumps({"results": entries}, indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "metrics.json", partial(Path.write_text, data=text))
     test, numbers = score.test, score.numbers
-    note = f"{test.dataset} {test.split}, {len(test):,} faces, one view, student"
+    note = f"{test.dataset} {test.split}, {len(test):,} faces, one view"
     temperatures = numbers["temperature"], 1.0
     seed = score.entries[0]["stamp"]["seed"]  # the calibrated range of the stored numbers
     curves = [reliability(softmax(score.logits, t), test.labels, seed=seed) for t in temperatures]
     confusion = np.array(numbers["confusion"])
-    savefig(plot_confusion(confusion, test.class_names, note=note), folder, "confusion")
-    savefig(plot_reliability(*curves, note=note), folder, "reliability")
+    figures = folder / "figures"
+    savefig(plot_confusion(confusion, test.class_names, note=note), figures, "confusion")
+    savefig(plot_reliability(*curves, note=note), figures, "reliability")
+
+
+def draw_history(result: PhaseResult, folder: Path) -> None:
+    """Draw how the student learned."""
     history = plot_history(
         result.history, phase="Student", selection_name=result.selection_name,
         note="train accuracy on augmented faces, counted against the largest share of the target",

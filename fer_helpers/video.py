@@ -161,7 +161,7 @@ class _Video:
 
     def __init__(self, source: str | Path | int, output: str | Path | None, every: int) -> None:
         self.cv2 = cv2 = opencv()
-        self.every, self.written = every, 0
+        self.every, self.written, self.size = every, 0, (0, 0)
         self.output, self.writer = None if output is None else local_path(output), None
         webcam = isinstance(source, int)
         source = source if webcam else local_path(source)
@@ -245,13 +245,16 @@ class _Video:
                     f"{self.output} cannot be written ({error.strerror}): give another name."
                 ) from error
             code = "mp4v" if self.output.suffix.lower() == ".mp4" else "MJPG"
+            rate = self.rate / self.every
+            if rate > 65:  # MPEG-4 counts time in 1/65535 seconds at the finest: no 119.963
+                rate = round(rate, 1)
+            self.size = picture.shape[1::-1]
             self.writer = self.cv2.VideoWriter(
-                str(self.partial),
-                self.cv2.VideoWriter.fourcc(*code),
-                self.rate / self.every,
-                picture.shape[1::-1],
+                str(self.partial), self.cv2.VideoWriter.fourcc(*code), rate, self.size
             )
             if not self.writer.isOpened():
                 raise PredictionError(f"OpenCV cannot write a video to {self.output}.")
+        if picture.shape[1::-1] != self.size:  # a stream may change it; OpenCV would drop the rest
+            picture = self.cv2.resize(picture, self.size)
         self.writer.write(picture)
         self.written += 1

@@ -22,8 +22,17 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.fixture
 def distill(monkeypatch):
+    return load("distill", monkeypatch)
+
+
+@pytest.fixture
+def average(monkeypatch):
+    return load("average", monkeypatch)
+
+
+def load(name, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    place = importlib.util.spec_from_file_location("distill", BENCHMARKS / "distill.py")
+    place = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(place)
     place.loader.exec_module(module)
     return module
@@ -207,3 +216,58 @@ def test_a_parameter_that_changes_nothing_is_refused(distill):
         distill.named_values(["MIXUP=0.2", "NEAR_TWINS=true"])
     with pytest.raises(SystemExit, match="WIDTH changes nothing"):
         distill.named_values(["WIDTH=16"], {"width"})
+
+
+def other_network(path, **changes):
+    torch.manual_seed(1)
+    kind = {"stem": "small2", "width": 16, "channels": 1, "attention": "spatial"} | changes
+    names = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
+    preprocess = Preprocess(size=48, channels=1, grey=True)
+    save_model(path, build_model(7, **kind), names, preprocess)
+    return path
+
+
+def test_an_average_is_the_mean_of_every_weight(average, teacher, tmp_path):
+    networks = [load_model(teacher), load_model(other_network(tmp_path / "other.safetensors"))]
+    found = average.mean_weights(networks)
+    one, other = (network.model.state_dict() for network in networks)
+    assert found.keys() == one.keys()
+    for name, value in found.items():
+        assert value.dtype == one[name].dtype
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (one[name] + other[name]) / 2)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_only_networks_of_one_kind_are_averaged(average, teacher, tmp_path):
+    wider = other_network(tmp_path / "wider.safetensors", width=24)
+    with pytest.raises(SystemExit, match=r"wider\.safetensors and .* differ in architecture"):
+        average.mean_weights([load_model(teacher), load_model(wider)])
+
+
+@pytest.mark.slow
+def test_an_average_is_written_and_scored(average, teacher, tmp_path, monkeypatch, capsys):
+    data = write_demo_faces(tmp_path / "drawn", per_class=12)
+    splits = load_fer2013(data / "fer2013" / "train", data / "fer2013" / "test", max_bad_share=0.1,
+                          cache_dir=tmp_path)  # fmt: skip
+    monkeypatch.setattr(sys.modules["ablation"], "SLICE", tmp_path / "slice.txt")
+    (tmp_path / "slice.txt").write_text("\n".join(splits.train.files[::3]))
+    recipe = tmp_path / "small.yaml"
+    text = (BENCHMARKS.parent / "params" / "cpu.yaml").read_text()
+    recipe.write_text(text.replace("MAX_BAD_SHARE: 0.01", "MAX_BAD_SHARE: 0.1"))
+    other = other_network(tmp_path / "other.safetensors")
+    mean, final = tmp_path / "out" / "mean.safetensors", tmp_path / "student.safetensors"
+    monkeypatch.setattr(sys, "argv", [
+        "average.py", str(teacher), str(other), "--data", str(data), "--params", str(recipe),
+        "--hold-out", "12", "--out", str(mean), "--final", str(final), "--device", "cpu",
+    ])  # fmt: skip
+    average.main()
+    said = capsys.readouterr().out
+    assert "| mean |" in said and f"| {other} |" in said and "PublicTest" in said
+    written = load_model(final)
+    assert written.extra["made_by"] == "average.py" and len(written.extra["balanced_shift"]) == 7
+    whole, half = load_model(mean).model.state_dict(), written.model.state_dict()
+    for name, value in whole.items():
+        torch.testing.assert_close(half[name], value, atol=1e-3, rtol=1e-3)
+    assert (tmp_path / "out" / "metrics.json").exists()
+    assert (tmp_path / "out" / "figures" / "confusion.png").exists()

@@ -98,6 +98,32 @@ def test_a_full_disk_leaves_the_finished_copy(video, model, detector, tmp_path, 
     assert os.listdir(out.parent) == [out.name]
 
 
+def test_a_stream_that_changes_its_size_is_copied(video, model, detector, tmp_path, monkeypatch):  # noqa: F811
+    sizes = []
+
+    def turned(image, answers):
+        sizes.append(image.size)
+        return image if len(sizes) < 4 else image.rotate(90, expand=True)
+
+    monkeypatch.setattr("fer_helpers.video.annotate", turned)
+    out = tmp_path / "copy.avi"
+    predict_video(video, model, PREPROCESS, NAMES, detector=detector, output=out)
+    copy = cv2.VideoCapture(str(out))
+    frames = [read[1].shape for read in iter(copy.read, (False, None))]
+    assert len(sizes) == 12 and frames == [(480, 640, 3)] * 12
+
+
+@pytest.mark.parametrize("rate", [119.963, 59.9401, 240.0])
+def test_a_copy_in_mp4_of_any_frame_rate(model, detector, tmp_path, rate):  # noqa: F811
+    path, out = tmp_path / "slow.avi", tmp_path / "copy.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), rate, (160, 120))
+    for _ in range(3):
+        writer.write(np.full((120, 160, 3), 128, np.uint8))
+    writer.release()
+    predict_video(path, model, PREPROCESS, NAMES, detector=detector, output=out)
+    assert cv2.VideoCapture(str(out)).get(cv2.CAP_PROP_FPS) == pytest.approx(rate, abs=0.05)
+
+
 def test_smoothing_changes_slowly(video, model, detector):  # noqa: F811
     type(detector).boxes = BOXES[:1]
 
