@@ -182,8 +182,7 @@ def _move_averages(rate: float) -> Callable[[Sequence[Tensor], Sequence[Tensor],
         if averages[0].is_floating_point():  # torch hands over one type at a time
             move(averages, values, count)
         else:
-            for average, value in zip(averages, values, strict=True):
-                average.copy_(value)
+            torch._foreach_copy_(averages, values)  # one launch for all, as for the others
 
     return update
 
