@@ -11,17 +11,19 @@ down before (docs/results/experiments.md), none is left out for its score.
 The table compares the mean with each of them on the `--hold-out` images of
 docs/results/fer2013-selection-slice.txt, which none of them may have learned. `--out` gets the mean
 in full precision, to train on from. `--final` writes it as `distill.py` does, in half precision and
-with temperature and balanced point fitted on these images, and scores that file once on PublicTest.
+with temperature and balanced point fitted on these images (with `--votes`, the table of FER+, on
+those that make a set as doubtful as train), and scores that file once on PublicTest.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ablation import ROOT, public_only, read_fer
-from distill import expect_classes, finish, on_held_out, write_scores
+from ablation import ROOT, public_only, read_fer, votes_of
+from distill import as_doubtful, expect_classes, finish, on_held_out, write_scores
 from torch import Tensor
 
 from fer_helpers.checkpoints import LoadedModel, load_model, save_model
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=ROOT / "params" / "cpu.yaml")
     parser.add_argument("--out", type=Path, required=True, help="the mean, in full precision")
     parser.add_argument("--hold-out", type=int, default=1000, help="images of the slice")
+    parser.add_argument("--votes", default="", help="of FER+, as FERPLUS_VOTES")
     parser.add_argument("--seed", type=int, default=42, help="of the intervals")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--final", type=Path, help="score PublicTest and write the network")
@@ -69,8 +72,9 @@ def main() -> None:
     networks = [load_model(path, device) for path in options.networks]
     weights, preprocess = mean_weights(networks), networks[0].preprocess
     config = Config.from_yaml(options.params).changed(
-        phases="fer2013", image_size=preprocess.size, seed=options.seed
-    )
+        phases="fer2013", image_size=preprocess.size, seed=options.seed,
+        ferplus_votes=options.votes, ferplus_weight=float(bool(options.votes)),
+    )  # fmt: skip
     where = {"device": device, "precision": pick_precision(config.precision, device)}
     fer = read_fer(options.data, config, options.hold_out)
     if options.final:
@@ -83,6 +87,9 @@ def main() -> None:
     save_model(options.out, mean, fer.train.class_names, preprocess, extra=about)
     print(on_held_out(mean, preprocess, networks, fer.selection, where, name="mean"), flush=True)
     if options.final:
+        if options.votes:
+            held, own = (votes_of(config, faces) for faces in (fer.selection, fer.train))
+            fer = replace(fer, selection=as_doubtful(fer.selection, held, fer.train, own))
         score, entries = finish(options.final, mean, preprocess, fer, options.seed, where)
         write_scores(score, entries, options.out.parent)
 

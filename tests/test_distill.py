@@ -271,3 +271,25 @@ def test_an_average_is_written_and_scored(average, teacher, tmp_path, monkeypatc
         torch.testing.assert_close(half[name], value, atol=1e-3, rtol=1e-3)
     assert (tmp_path / "out" / "metrics.json").exists()
     assert (tmp_path / "out" / "figures" / "confusion.png").exists()
+
+
+def test_a_part_as_doubtful_as_train(distill):
+    from tests.tiny import faces, selection_faces
+
+    random = np.random.default_rng(0)
+
+    def voted(count, doubtful):  # all votes for the label, or half of them for another class
+        votes = np.eye(3)[labels[:count]]
+        votes[:doubtful] = (votes[:doubtful] + np.roll(votes[:doubtful], 1, axis=1)) / 2
+        return votes
+
+    labels = random.integers(0, 3, 1000)
+    names = ("Anger", "Happy", "Sad")
+    train = replace(faces(names=names, n=1000), labels=labels)
+    held = replace(selection_faces(names=names, n=200), labels=labels[:200])
+    part = distill.as_doubtful(held, voted(200, 40), train, voted(1000, 400))
+    doubtful = np.isin(part.files, held.files[:40]).sum()
+    assert len(part) == 100 and doubtful == 40  # four of ten, as in train
+    assert type(part) is type(held)
+    with pytest.raises(SystemExit, match="hold out more"):
+        distill.as_doubtful(held, voted(200, 0), train, voted(1000, 400))
