@@ -289,7 +289,7 @@ def test_a_part_as_doubtful_as_train(distill):
     held = replace(selection_faces(names=names, n=200), labels=labels[:200])
     part = distill.as_doubtful(held, voted(200, 40), train, voted(1000, 400))
     doubtful = np.isin(part.files, held.files[:40]).sum()
-    assert len(part) == 100 and doubtful == 40  # four of ten, as in train
+    assert len(part) > 80 and doubtful / len(part) == pytest.approx(0.4, abs=0.03)  # as in train
     assert type(part) is type(held)
     with pytest.raises(SystemExit, match="hold out more"):
         distill.as_doubtful(held, voted(200, 0), train, voted(1000, 400))
