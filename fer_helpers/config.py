@@ -101,7 +101,6 @@ class Recipe:
     grow_until: float
     ema: float
     clip_norm: float
-    sam_radius: float
     early_stop: int
     keep: str
     detail_every: int
@@ -186,7 +185,6 @@ class Config(BaseModel):
     grow_until: float = Field(0.6, ge=0, le=1)
     ema: float = Field(0.0, ge=0, lt=1)
     clip_norm: float = Field(0.0, ge=0)
-    sam_radius: float = Field(0.0, ge=0)
     early_stop: int = Field(0, ge=0)
     keep: Literal["best", "last"] = "best"
     affectnet_detail_every: int = Field(5, ge=0)

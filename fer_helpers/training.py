@@ -29,8 +29,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,22 +90,13 @@ def train_step(
     with autocast(phase.device, phase.precision):
         if phase.teacher is not None:
             targets = phase.teacher.targets(inputs, targets)
-
-    def backward() -> tuple[Tensor, Tensor]:
-        with autocast(phase.device, phase.precision):
-            features = parts.embed(inputs)
-            logits = parts.model.head(features)
-            loss = parts.loss(logits, targets)
-            if parts.vote_head is not None:
-                loss = loss + recipe.vote_weight * vote_loss(parts.vote_head(features), votes)
-        parts.optimizer.zero_grad(set_to_none=True)
-        parts.scaler.scale(loss).backward()
-        return loss, logits
-
-    loss, logits = backward()
-    if recipe.sam_radius:
-        with _uphill(parts, recipe.sam_radius):
-            backward()
+        features = parts.embed(inputs)
+        logits = parts.model.head(features)
+        loss = parts.loss(logits, targets)
+        if parts.vote_head is not None:
+            loss = loss + recipe.vote_weight * vote_loss(parts.vote_head(features), votes)
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.scaler.scale(loss).backward()
     if recipe.clip_norm:
         parts.scaler.unscale_(parts.optimizer)
         weights = [w for group in parts.optimizer.param_groups for w in group["params"]]
@@ -120,28 +110,6 @@ def train_step(
         truth = targets if targets.ndim == 1 else targets.argmax(1)
         hits = (logits.argmax(1) == truth).sum()
     return loss.detach(), hits
-
-
-@contextmanager
-def _uphill(parts: Parts, radius: float) -> Iterator[None]:
-    """Move the weights up the gradient by `radius` for the time of the block (Foret et al. 2021)."""
-    weights = [w for group in parts.optimizer.param_groups for w in group["params"]]
-    with torch.no_grad():
-        grads = [w.grad for w in weights]
-        scale = radius / (torch.stack(torch._foreach_norm(grads)).norm() + 1e-12)
-        kept = [w.clone() for w in weights]
-        torch._foreach_add_(weights, torch._foreach_mul(grads, scale))
-    norms = [m for m in parts.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # their statistics are those of the weights themselves
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        with torch.no_grad():
-            torch._foreach_copy_(weights, kept)
 
 
 # %% [markdown]
