@@ -209,6 +209,10 @@ def main() -> None:
         replace_file(heard, partial(_save, array=said))
     labels = np.eye(len(fer.train.class_names), dtype=np.float32)[fer.train.labels]
     answers, votes = np.load(heard) if teachers else labels, votes_of(config, fer.train)
+    calibrating = fer.selection
+    if options.final and votes is not None:
+        held_votes = votes_of(config, calibrating)
+        calibrating = as_doubtful(calibrating, held_votes, fer.train, votes)
     if options.voters:
         answers = with_voters(answers, len(teachers), votes, fer.train.labels)
     targets = mixed(labels, answers, options.share)
@@ -241,10 +245,7 @@ def main() -> None:
     everybody = [*teachers, live] if live else teachers
     print(on_held_out(student, preprocess, everybody, fer.selection, where), flush=True)
     if options.final:
-        if votes is not None:
-            held_votes = votes_of(config, fer.selection)
-            part = as_doubtful(fer.selection, held_votes, fer.train, votes)
-            fer = replace(fer, selection=part)
+        fer = replace(fer, selection=calibrating)
         score, entries = finish(options.final, student, preprocess, fer, config.seed, where)
         write_scores(score, entries, options.out)
         draw_history(result, options.out / "figures")
@@ -254,7 +255,7 @@ def on_held_out(
     student: EmotionNet, preprocess: Preprocess, teachers: Sequence[LoadedModel],
     faces: SelectionSet, where: dict, name: str = "student",
 ) -> str:  # fmt: skip
-    """A network, called `name`, and its teachers on the images held out, one view, in Markdown."""
+    """A network, called `name`, and others on the images held out, one view: a Markdown table."""
     head = "| network | accuracy, % | macro-F1 | NLL at temperature 1 | after the best one here | "
     lines = [f"{head}{name} minus it, points (95 %) | p |", "|---|---|---|---|---|---|---|"]
     mine = predict_logits(student, faces, preprocess, **where)
