@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -12,12 +13,14 @@ from fer_helpers.checkpoints import load_model, save_model
 from fer_helpers.data import load_fer2013
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.evaluation import softmax
+from fer_helpers.ferplus import VOTES
 from fer_helpers.inference import predict_logits
 from fer_helpers.models import build_model
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.splits import Splits
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+KNOWN = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")  # in FER+
 
 
 @pytest.fixture
@@ -58,13 +61,28 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     recipe = tmp_path / "small.yaml"
     text = (BENCHMARKS.parent / "params" / "cpu.yaml").read_text()
     recipe.write_text(text.replace("MAX_BAD_SHARE: 0.01", "MAX_BAD_SHARE: 0.1"))
+    votes = tmp_path / "votes.csv"  # all ten for the label: no face is more doubtful than others
+    columns = dict(zip(splits.train.class_names, KNOWN, strict=True))
+    table = pd.DataFrame(0, index=range(len(splits.train)), columns=list(VOTES))
+    for row, label in enumerate(splits.train.labels):
+        table.loc[row, columns[splits.train.class_names[label]]] = 10
+    table.insert(0, "file", splits.train.files)
+    table.to_csv(votes, index=False)
     monkeypatch.setattr(sys, "argv", [
         "distill", "--data", str(data), "--params", str(recipe), "--teachers", str(teacher),
         "--start", str(teacher), "--set", "FER_EPOCHS=2", "MIXUP=0.2", "IMAGE_SIZE=56",
-        "--lr", "0.01",
+        "FERPLUS_WEIGHT=0.5", f"FERPLUS_VOTES={votes}", "--lr", "0.01",
         "--out", str(tmp_path / "out"),
         "--final", str(tmp_path / "student.safetensors"),
     ])  # fmt: skip
+    fitted_on = []
+    choose = distill.as_doubtful
+
+    def chosen(*sets):
+        fitted_on.append(len(choose(*sets)))
+        return choose(*sets)
+
+    monkeypatch.setattr(distill, "as_doubtful", chosen)
     distill.main()
     said = capsys.readouterr().out
     assert "| student |" in said and f"| {teacher} |" in said and "PublicTest" in said
@@ -73,6 +91,7 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     assert student.extra["origin"] == "drawn" and len(student.extra["balanced_shift"]) == 7
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
     assert {entry["stamp"]["split"] for entry in results} == {"PublicTest"}
+    assert f"({fitted_on[0]})" in results[0]["stamp"]["selection_set"]
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert drawn == {"confusion", "reliability", "history"}
 
