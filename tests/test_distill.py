@@ -51,8 +51,8 @@ def teacher(tmp_path):
     return tmp_path / "teacher.safetensors"
 
 
-@pytest.mark.slow
-def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monkeypatch, capsys):
+def drawn(tmp_path, monkeypatch):
+    """A folder of drawn faces, a parameter file for it, and its splits; a third is the slice."""
     data = write_demo_faces(tmp_path / "drawn", per_class=12)
     splits = load_fer2013(data / "fer2013" / "train", data / "fer2013" / "test", max_bad_share=0.1,
                           cache_dir=tmp_path)  # fmt: skip
@@ -61,6 +61,12 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     recipe = tmp_path / "small.yaml"
     text = (BENCHMARKS.parent / "params" / "cpu.yaml").read_text()
     recipe.write_text(text.replace("MAX_BAD_SHARE: 0.01", "MAX_BAD_SHARE: 0.1"))
+    return data, recipe, splits
+
+
+@pytest.mark.slow
+def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monkeypatch, capsys):
+    data, recipe, splits = drawn(tmp_path, monkeypatch)
     votes = tmp_path / "votes.csv"  # all ten for the label: no face is more doubtful than others
     columns = dict(zip(splits.train.class_names, KNOWN, strict=True))
     table = pd.DataFrame(0, index=range(len(splits.train)), columns=list(VOTES))
@@ -92,8 +98,8 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
     assert {entry["stamp"]["split"] for entry in results} == {"PublicTest"}
     assert f"({fitted_on[0]})" in results[0]["stamp"]["selection_set"]
-    drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
-    assert drawn == {"confusion", "reliability", "history"}
+    figures = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert figures == {"confusion", "reliability", "history"}
 
 
 def test_a_test_folder_without_public_test_is_refused_first(distill, tmp_path, monkeypatch):
@@ -266,14 +272,7 @@ def test_only_networks_of_one_kind_are_averaged(average, teacher, tmp_path):
 
 @pytest.mark.slow
 def test_an_average_is_written_and_scored(average, teacher, tmp_path, monkeypatch, capsys):
-    data = write_demo_faces(tmp_path / "drawn", per_class=12)
-    splits = load_fer2013(data / "fer2013" / "train", data / "fer2013" / "test", max_bad_share=0.1,
-                          cache_dir=tmp_path)  # fmt: skip
-    monkeypatch.setattr(sys.modules["ablation"], "SLICE", tmp_path / "slice.txt")
-    (tmp_path / "slice.txt").write_text("\n".join(splits.train.files[::3]))
-    recipe = tmp_path / "small.yaml"
-    text = (BENCHMARKS.parent / "params" / "cpu.yaml").read_text()
-    recipe.write_text(text.replace("MAX_BAD_SHARE: 0.01", "MAX_BAD_SHARE: 0.1"))
+    data, recipe, _ = drawn(tmp_path, monkeypatch)
     other = other_network(tmp_path / "other.safetensors")
     mean, final = tmp_path / "out" / "mean.safetensors", tmp_path / "student.safetensors"
     monkeypatch.setattr(sys, "argv", [
