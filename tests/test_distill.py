@@ -15,12 +15,12 @@ from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.evaluation import softmax
 from fer_helpers.ferplus import VOTES
 from fer_helpers.inference import predict_logits
+from fer_helpers.layouts import FER_CLASSES, canonical_emotion
 from fer_helpers.models import build_model
 from fer_helpers.preprocess import Preprocess
 from fer_helpers.splits import Splits
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-KNOWN = ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")  # in FER+
 
 
 @pytest.fixture
@@ -41,14 +41,17 @@ def load(name, monkeypatch):
     return module
 
 
+def network(path, seed, temperature=1.0, **changes):
+    torch.manual_seed(seed)
+    kind = {"stem": "small2", "width": 16, "channels": 1, "attention": "spatial"} | changes
+    preprocess = Preprocess(size=48, channels=1, grey=True)
+    save_model(path, build_model(7, **kind), FER_CLASSES, preprocess, temperature=temperature)
+    return path
+
+
 @pytest.fixture
 def teacher(tmp_path):
-    torch.manual_seed(0)
-    names = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
-    net = build_model(7, stem="small2", width=16, channels=1, attention="spatial")
-    preprocess = Preprocess(size=48, channels=1, grey=True)
-    save_model(tmp_path / "teacher.safetensors", net, names, preprocess, temperature=2.0)
-    return tmp_path / "teacher.safetensors"
+    return network(tmp_path / "teacher.safetensors", seed=0, temperature=2.0)
 
 
 def drawn(tmp_path, monkeypatch):
@@ -68,12 +71,9 @@ def drawn(tmp_path, monkeypatch):
 def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monkeypatch, capsys):
     data, recipe, splits = drawn(tmp_path, monkeypatch)
     votes = tmp_path / "votes.csv"  # all ten for the label: no face is more doubtful than others
-    columns = dict(zip(splits.train.class_names, KNOWN, strict=True))
-    table = pd.DataFrame(0, index=range(len(splits.train)), columns=list(VOTES))
-    for row, label in enumerate(splits.train.labels):
-        table.loc[row, columns[splits.train.class_names[label]]] = 10
-    table.insert(0, "file", splits.train.files)
-    table.to_csv(votes, index=False)
+    classes = np.array(splits.train.class_names)[splits.train.labels]
+    ten = pd.DataFrame({name: 10 * (classes == canonical_emotion(name)) for name in VOTES})
+    ten.assign(file=splits.train.files).to_csv(votes, index=False)
     monkeypatch.setattr(sys, "argv", [
         "distill", "--data", str(data), "--params", str(recipe), "--teachers", str(teacher),
         "--start", str(teacher), "--set", "FER_EPOCHS=2", "MIXUP=0.2", "IMAGE_SIZE=56",
@@ -81,14 +81,10 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
         "--out", str(tmp_path / "out"),
         "--final", str(tmp_path / "student.safetensors"),
     ])  # fmt: skip
-    fitted_on = []
-    choose = distill.as_doubtful
-
-    def chosen(*sets):
-        fitted_on.append(len(choose(*sets)))
-        return choose(*sets)
-
-    monkeypatch.setattr(distill, "as_doubtful", chosen)
+    parts, choose = [], distill.as_doubtful
+    monkeypatch.setattr(
+        distill, "as_doubtful", lambda *sets: parts.append(choose(*sets)) or parts[-1]
+    )
     distill.main()
     said = capsys.readouterr().out
     assert "| student |" in said and f"| {teacher} |" in said and "PublicTest" in said
@@ -97,7 +93,7 @@ def test_a_student_is_taught_written_and_scored(distill, teacher, tmp_path, monk
     assert student.extra["origin"] == "drawn" and len(student.extra["balanced_shift"]) == 7
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
     assert {entry["stamp"]["split"] for entry in results} == {"PublicTest"}
-    assert f"({fitted_on[0]})" in results[0]["stamp"]["selection_set"]
+    assert f"({len(parts[0])})" in results[0]["stamp"]["selection_set"]
     figures = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert figures == {"confusion", "reliability", "history"}
 
@@ -243,17 +239,8 @@ def test_a_parameter_that_changes_nothing_is_refused(distill):
         distill.named_values(["WIDTH=16"], {"width"})
 
 
-def other_network(path, **changes):
-    torch.manual_seed(1)
-    kind = {"stem": "small2", "width": 16, "channels": 1, "attention": "spatial"} | changes
-    names = ("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
-    preprocess = Preprocess(size=48, channels=1, grey=True)
-    save_model(path, build_model(7, **kind), names, preprocess)
-    return path
-
-
 def test_an_average_is_the_mean_of_every_weight(average, teacher, tmp_path):
-    networks = [load_model(teacher), load_model(other_network(tmp_path / "other.safetensors"))]
+    networks = [load_model(teacher), load_model(network(tmp_path / "other.safetensors", seed=1))]
     found = average.mean_weights(networks)
     one, other = (network.model.state_dict() for network in networks)
     assert found.keys() == one.keys()
@@ -265,7 +252,7 @@ def test_an_average_is_the_mean_of_every_weight(average, teacher, tmp_path):
 
 
 def test_only_networks_of_one_kind_are_averaged(average, teacher, tmp_path):
-    wider = other_network(tmp_path / "wider.safetensors", width=24)
+    wider = network(tmp_path / "wider.safetensors", seed=1, width=24)
     with pytest.raises(SystemExit, match=r"wider\.safetensors and .* differ in architecture"):
         average.mean_weights([load_model(teacher), load_model(wider)])
 
@@ -273,7 +260,7 @@ def test_only_networks_of_one_kind_are_averaged(average, teacher, tmp_path):
 @pytest.mark.slow
 def test_an_average_is_written_and_scored(average, teacher, tmp_path, monkeypatch, capsys):
     data, recipe, _ = drawn(tmp_path, monkeypatch)
-    other = other_network(tmp_path / "other.safetensors")
+    other = network(tmp_path / "other.safetensors", seed=1)
     mean, final = tmp_path / "out" / "mean.safetensors", tmp_path / "student.safetensors"
     monkeypatch.setattr(sys, "argv", [
         "average.py", str(teacher), str(other), "--data", str(data), "--params", str(recipe),
