@@ -36,9 +36,9 @@ def threads() -> int:
 def code_version() -> str:
     """The commit of this code: from `FER_COMMIT`, else from git, else `"unknown"`.
 
-    `FER_COMMIT` is for a copy that git does not know, and taken at its word.
-    Where files of the code differ from git's commit, or nothing knows it, the code's own hash is
-    added: `unknown+3f2a...`. Without that variable two runs of the same version are of the same code.
+    `FER_COMMIT` is for a copy that git does not know, and is taken at its word. Otherwise, where
+    files of the code differ from the commit or nothing knows it, the code's own hash is added
+    (`unknown+3f2a...`), so two runs of the same version are of the same code.
     """
     return os.environ.get("FER_COMMIT", "").strip() or _git_commit()
 
