@@ -57,6 +57,7 @@ def load_faces(
     max_images: int = 0,
     max_bad_share: float = 0.01,
     progress: bool | None = None,
+    learn: bool = True,
 ) -> Splits:
     """Read a dataset of faces in any layout of `LAYOUTS`.
 
@@ -77,6 +78,8 @@ def load_faces(
         max_images: use at most this many images of each split, stratified; 0 uses all.
         max_bad_share: share of unreadable files (0..1) up to which they are skipped.
         progress: show a progress bar while decoding; None shows it to whoever watches.
+        learn: whether anything is to be trained on. Otherwise a set with neither `val` nor `test`
+            is scored whole, and train is empty.
 
     Raises:
         DataError: nothing known is there, labels are numbers of unknown meaning, or anything
@@ -98,7 +101,7 @@ def load_faces(
     elif found.layout == "fer2013-csv":
         splits = _load_csv(found.root, Reader(found.dataset, grey=True, **common))
     else:
-        splits = _load_listed(found, order, grey, common)
+        splits = _load_listed(found, order, grey, common, learn)
     return replace(splits, notes=(said, *splits.notes))
 
 
@@ -144,7 +147,7 @@ def _refuse_part(root: Path) -> None:
         match_classes(classes, "train", train or root, None, ())  # says that one is too few
 
 
-def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> Splits:
+def _load_listed(found: Recognized, order, grey: bool | None, common: dict, learn: bool) -> Splits:
     relist = lister(found, order)
     listings = relist()
     if grey is None:
@@ -156,10 +159,20 @@ def _load_listed(found: Recognized, order, grey: bool | None, common: dict) -> S
     }
     if len(sets) > 1:
         return reader.divide_folders(sets)
-    return _divide_whole(reader, sets["train"], by_subject=found.layout == "ckplus")
+    return _divide_whole(reader, sets["train"], found.layout == "ckplus", learn)
 
 
-def _divide_whole(reader: Reader, faces: FaceSet, by_subject: bool) -> Splits:
+def _divide_whole(reader: Reader, faces: FaceSet, by_subject: bool, learn: bool) -> Splits:
+    if by_subject:
+        reader.notes.append(
+            f"{reader.dataset}: the frames of a sequence count as so many images, so intervals are "
+            "too narrow and p values too small."
+        )
+    if not learn:
+        nobody = faces.take(slice(0))
+        test = as_test(faces, nobody.pixel_hashes, "all")
+        sentence = f"{reader.dataset}: all images ({reader.used(test)}) are scored."
+        return reader.divide(nobody, None, [test], sentence)
     groups = np.array(subjects(faces.files)) if by_subject else faces.pixel_hashes
     inside = np.zeros(len(faces), bool)
     inside[slice_positions(faces, len(faces) // 5, "test", groups)] = True
@@ -170,11 +183,6 @@ def _divide_whole(reader: Reader, faces: FaceSet, by_subject: bool) -> Splits:
         f"{'subject' if by_subject else 'twin group'}, is cut out as the test set "
         f"({reader.used(test)} images)."
     )
-    if by_subject:
-        reader.notes.append(
-            f"{reader.dataset}: the frames of a sequence count as so many images, so intervals are "
-            "too narrow and p values too small."
-        )
     return reader.divide(train, None, [test], sentence, groups[~inside] if by_subject else None)
 
 

@@ -237,15 +237,19 @@ def plot_histories(records: Sequence[RunRecord], column: str = "selection_accura
         records: The runs; those without this column are left out.
         column: A column of `history.csv`, such as `"train_loss"`.
     """
-    shown = [r for r in records if column in r.history and r.history[column].notna().any()]
-    phases = sorted({phase for r in shown for phase in r.history["phase"]})
-    note = _origin(record.origin for record in shown)
+    shown = {  # a run keeps its color in the figure of every column
+        place: record
+        for place, record in enumerate(records)
+        if column in record.history and record.history[column].notna().any()
+    }
+    phases = sorted({phase for record in shown.values() for phase in record.history["phase"]})
+    note = _origin(record.origin for record in shown.values())
     title = f"{column.replace('_', ' ')}, run over run".capitalize()
     room = 0.22 * max(0, -(-len(shown) // 3) - 2)  # inches; two lines of the legend always fit
     figure, axes = new_figure(3.4 + room, title, note, columns=max(len(phases), 1))
     lines = {}
     for ax, phase in zip(axes[0], phases, strict=False):
-        for index, record in enumerate(shown):
+        for index, record in shown.items():
             rows = record.history[record.history["phase"] == phase]
             color = PALETTE[index % len(PALETTE)]
             dashes = ("-", "--", ":")[index // len(PALETTE) % 3]

@@ -126,9 +126,10 @@ class Config(BaseModel):
     ferplus_votes: str = ""
     extra_test_dirs: str = ""
     # Run
-    output_dir: str = "runs"
-    run_name: str = Field("", pattern=r"^([\w. -]*[\w-])?$")  # Windows drops a dot at the end
-    resume: str = "auto"
+    output_dir: str = Field("runs", pattern=r"\S")
+    # Windows drops a dot at the end; one at the beginning would hide the run.
+    run_name: str = Field("", pattern=r"^([\w -]([\w. -]*[\w-])?)?$")
+    resume: str = Field("auto", pattern=r"\S")
     cache_dir: str = ""
     seed: int = Field(42, ge=0, lt=2**32)
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -146,7 +147,7 @@ class Config(BaseModel):
         "resnet18", "resnet34", "resnet50", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2",
         "efficientnet_v2_s", "convnext_tiny", "mobilenet_v3_large", "vit_b_16", "swin_t",
     ] = "resnet34"  # fmt: skip
-    pretrained: str = "imagenet"
+    pretrained: str = Field("imagenet", pattern=r"\S")
     attention: Literal["none", "spatial", "channel", "se", "cbam"] = "spatial"
     attention_place: Literal["last", "each"] = "last"
     attention_safe_start: bool = False
@@ -219,6 +220,8 @@ class Config(BaseModel):
     def _as_meant(cls, value: Any, info: Any) -> Any:
         # YAML 1.1 reads 1e-3 as text (it wants 1.0e-3), and so does papermill, which takes `-p
         # EMBEDDING false` for text too (it wants False).
+        if info.field_name == "input_channels" and isinstance(value, bool | float):
+            return repr(value)  # True equals 1, and 3.0 equals 3
         kind = cls.model_fields[info.field_name].annotation
         if isinstance(value, str) and kind is float:
             try:
@@ -316,7 +319,8 @@ class Config(BaseModel):
 
         Every upper-case scalar, list and dict counts as meant for us, and so does one in lower case
         that is spelled like a parameter: what papermill injects under such a name is refused
-        instead of ignored. Other names in lower case are the notebook's own.
+        instead of ignored. Other names in lower case are the notebook's own, so a misspelled one is
+        not noticed.
         """
 
         def is_meant(name: str, value: Any) -> bool:
@@ -420,10 +424,14 @@ class Config(BaseModel):
 
 
 PATTERNS = {
-    "run_name": "letters, digits, spaces, dots, - and _, without a space or dot at the end",
+    "run_name": "letters, digits, spaces, dots, - and _, without a dot at either end or a space at "
+    "the last",
+    "output_dir": "a folder",
+    "resume": "'auto', 'never' or a run folder",
+    "pretrained": "'imagenet', 'none' or a file of weights",
     "device": "'auto', 'cpu', 'mps', 'cuda' or 'cuda:1'",
 }
-"""What the two patterns above mean, in words."""
+"""What the patterns above mean, in words."""
 
 
 def _explain(problem: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from fer_helpers.any_layout import load_faces
 from fer_helpers.evaluation import evaluate
 from fer_helpers.layouts import DataError
 from fer_helpers.runs import RunError
-from fer_helpers.splits import TestSet
+from fer_helpers.splits import Splits, TestSet
 
 
 def why_seen(faces: Any, used: Sequence[Any]) -> tuple[str, np.ndarray]:
@@ -44,13 +45,37 @@ def why_seen(faces: Any, used: Sequence[Any]) -> tuple[str, np.ndarray]:
             return f"{other.dataset} was used ({other.split})", seen
     own, seen = _pixel_hashes(faces), ~seen
     for other in used:
-        known = set(_pixel_hashes(other)) - {""}
+        known = _known(other)
         shared = np.array([digest in known for digest in own], bool)
         if shared.any():
             where = f"{other.dataset} {other.split}"
             reasons.append(f"{shared.sum():,} of {len(own):,} pictures are in {where} too")
         seen |= shared
     return "; ".join(reasons), seen
+
+
+def mark_seen(splits: Splits, earlier: Splits) -> Splits:
+    """The same with tests that are leak-free of an earlier phase too, and says how many were not.
+
+    Args:
+        splits: what the second phase learns and is scored on; its `leak_free` knows its own train.
+        earlier: what the first phase learns and chooses on. Pictures of the same size with the same
+            pixels are found, in color or grey.
+    """
+    learned = _known(earlier.train)
+    if earlier.selection is not None:
+        learned |= _known(earlier.selection)
+    tests = []
+    for test in splits.tests:
+        seen = np.array([digest in learned for digest in _pixel_hashes(test)], bool)
+        count = f"{seen.sum():,} of {len(test):,} faces"
+        print(f"{test.dataset} {test.split}: {count} also stand in {earlier.train.dataset}.")
+        tests.append(replace(test, leak_free=test.leak_free & ~seen))
+    return replace(splits, tests=tuple(tests))
+
+
+def _known(faces: Any) -> set[str]:
+    return set(_pixel_hashes(faces)) - {""}
 
 
 def _pixel_hashes(faces: Any) -> list[str]:
@@ -73,7 +98,7 @@ def _pixel_hashes(faces: Any) -> list[str]:
 def load_others(
     folders: str, model_classes: Sequence[str], origin: str, **reading: Any
 ) -> list[TestSet]:
-    """Read the sets that `EXTRA_TEST_DIRS` names: of each the split that is scored.
+    """Read the sets that `EXTRA_TEST_DIRS` names: of each the test split, else all of it.
 
     Done before training, so that a misspelled folder costs a second and not the night.
 
@@ -88,8 +113,8 @@ def load_others(
         RunError: a set shares fewer than two classes with the model, or drawn and real faces meet.
     """
     tests = []
-    # Nothing is chosen on these sets, so no slice is cut from their train.
-    reading |= {"parameter": "EXTRA_TEST_DIRS", "selection_size": 0}
+    # Nothing is learned or chosen on these sets: one without a test folder is scored whole.
+    reading |= {"parameter": "EXTRA_TEST_DIRS", "selection_size": 0, "learn": False}
     for folder in filter(None, (part.strip() for part in folders.split(","))):
         try:
             splits = load_faces(folder, **reading)
@@ -103,12 +128,7 @@ def load_others(
                 "ones; drawn and real data never meet in one run, so leave it out."
             )
         _shared_classes(test, model_classes)
-        if not len(test):
-            raise RunError(
-                f"EXTRA_TEST_DIRS: {folder} holds too few pictures to cut a test set from, so give "
-                "a set with a test folder or more pictures."
-            )
-        print(splits.scored)  # a set without splits is not scored whole
+        print(splits.scored)
         for note in splits.notes:
             print("  -", note)
         tests.append(test)

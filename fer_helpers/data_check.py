@@ -289,7 +289,8 @@ def clean_train(
     kept = train.take(~drop)
     if not kept.counts().all():
         empty = kept.class_names[int(np.argmin(kept.counts()))]
-        raise DataError(f"no training image of {empty} would be left: drop less")
+        advice = "drop less" if drop.any() else "add images of it, or set a smaller SELECTION_SIZE"
+        raise DataError(f"no training image of {empty} would be left: {advice}")
     tests = _leaks_lifted(splits, kept, train.pixel_hashes[drop])
     return replace(splits, train=kept, tests=tests, notes=(*splits.notes, *notes))
 

@@ -112,8 +112,11 @@ def export_onnx(
         The path.
 
     Raises:
-        ExportError: a missing package, or no exporter wrote a file that agrees with the net.
+        ExportError: another ending, a missing package, or no exporter wrote a file that agrees with
+            the net.
     """
+    if Path(path).suffix.lower() != ".onnx":  # it would not be opened as one
+        raise ExportError(f"{path} does not end in .onnx: give the file that ending.")
     onnx = _extra("onnx")
     _extra("onnxruntime")
     if len(class_names) != model.architecture["num_classes"]:

@@ -40,6 +40,7 @@ _SPELLINGS = {
 }
 _MEANING = {word: name for name, words in _SPELLINGS.items() for word in words.split()}
 
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z", ".rar")
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -208,9 +209,11 @@ def find_dataset(
         raise DataError(f"{parameter} is empty: set it to the folder of the dataset")
     path = local_path(path)
     if os.path.isfile(path):
-        table = os.fspath(path).lower().endswith(".csv")
-        advice = "training takes folders of pictures, one per class" if table else "unzip it"
-        raise DataError(f"{parameter} is the file {path}: {advice}; give the folder")
+        name = os.fspath(path).lower()
+        advice = "unzip it and " if name.endswith(ARCHIVE_SUFFIXES) else ""
+        if name.endswith(".csv"):
+            advice = "training takes folders of pictures, one per class; "
+        raise DataError(f"{parameter} is the file {path}: {advice}give the folder")
     tried = list(dict.fromkeys(_candidates(path)))
     for candidate in tried:
         with contextlib.suppress(OSError):  # one that may not be read

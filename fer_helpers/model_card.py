@@ -223,9 +223,9 @@ def _scores(record: RunRecord, results: Sequence[Mapping[str, Any]]) -> list[str
         "## Scores, and how they were taken",
         "",
         f"{choice}; where a score contains the set that was chosen on, its note says so. "
-        "*Leak-free* leaves out the pictures whose exact pixels also stand in train; an official "
-        "split that was chosen on is not searched. More than one *view* means an average over "
-        "flips and shifts.",
+        "*Leak-free* leaves out the pictures whose exact pixels also stand in train (of either "
+        "phase); an official split that was chosen on is not searched. More than one *view* means "
+        "an average over flips and shifts.",
         *_table((*head, "chosen on", "note"), rows),
     ]
 

@@ -294,12 +294,14 @@ def attach_notebook(executed_ipynb: str | Path, run_folder: str | Path) -> Path:
         The HTML file.
 
     Raises:
-        RunError: The notebook cannot be read or the folder cannot be written.
+        RunError: The notebook cannot be read, or the folder is missing or cannot be written.
     """
     import nbformat
     from nbconvert import HTMLExporter
 
     source, folder = Path(executed_ipynb), Path(run_folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder} is no folder: give the folder of the run.")
     try:
         notebook = nbformat.read(source, as_version=4)
     except (OSError, ValueError, nbformat.ValidationError) as error:

@@ -20,7 +20,6 @@ from fer_helpers.files import remove_partials
 from fer_helpers.models import EmotionNet
 from fer_helpers.phases import Parts, Phase, TrainingError
 from fer_helpers.plain import differences
-from fer_helpers.splits import FaceSet
 from fer_helpers.versions import code_version
 
 STATE, BEST = "last.pt", "best.safetensors"
@@ -53,13 +52,6 @@ def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
     it.
     """
 
-    def data(faces: FaceSet | None) -> str | None:
-        if faces is None:
-            return None
-        # These faces only: another test folder, which is in `content_hash`, changes nothing here.
-        listing = "\n".join(faces.files.tolist()).encode() + faces.labels.tobytes()
-        return hashlib.sha256(listing + faces.pixel_hashes.tobytes()).hexdigest()[:16]
-
     def of(shares: np.ndarray | None) -> str | None:
         if shares is None:
             return None
@@ -67,8 +59,9 @@ def identity(phase: Phase, model: EmotionNet) -> dict[str, Any]:
 
     recipe = {name: value for name, value in asdict(phase.recipe).items() if name != "detail_every"}
     parts = {
-        "training data": data(phase.train),
-        "selection data": data(phase.selection),
+        # Another test folder changes nothing here.
+        "training data": phase.train.fingerprint(),
+        "selection data": None if phase.selection is None else phase.selection.fingerprint(),
         "votes": of(phase.votes if phase.recipe.vote_weight else None),
         "classes": phase.train.class_names,
         "architecture": model.architecture,

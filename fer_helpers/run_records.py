@@ -38,6 +38,8 @@ def read_run(folder: str | Path) -> RunRecord:
         RunError: It is no run folder, or one of its files is missing or broken; one sentence.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder} is no folder: give the folder of a run, such as runs/demo.")
     for name in (STATE, "params.yaml", "metrics.json"):
         if not (folder / name).is_file():
             raise RunError(f"{folder} has no {name}: the run did not get that far, or it is none.")

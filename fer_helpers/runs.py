@@ -114,6 +114,29 @@ class Run:
                 "choose a new RUN_NAME, and run all cells from the start."
             )
 
+    def begin(self, parameters: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Take over an earlier run, now that everything its parameters name has been read.
+
+        Until then a finished run stays as it is: a misspelled path or other data cost it nothing.
+
+        Args:
+            parameters: every parameter, for `params.yaml`.
+            data: what is learned and chosen on, of each dataset: name -> JSON-able values.
+
+        Raises:
+            RunError: the run has trained on other data.
+        """
+        state = _read_state(self.folder)
+        found = differences(state.get("data", data), data)
+        if found and _trained(self.folder):
+            raise RunError(
+                f"{self.folder} was trained on other data ({'; '.join(found)}): choose a new "
+                "RUN_NAME, or set RESUME to never, which moves the old folder aside, or give it "
+                "those data back."
+            )
+        _write_parameters(self.folder, parameters)
+        _write_state(self.folder, {**state, "data": data, "finished": False})
+
     def finish(self) -> None:
         """Mark the run as finished: `RESUME=auto` without a name starts a new one from now on."""
         _write_state(self.folder, {**_read_state(self.folder), "finished": True})
@@ -137,6 +160,11 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:
     write_file(folder / STATE, json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+
+def _write_parameters(folder: Path, parameters: Mapping[str, Any]) -> None:
+    values = {k.upper(): value for k, value in plain_values(parameters, "parameters").items()}
+    write_file(folder / "params.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _plain(fingerprint: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -177,7 +205,7 @@ def open_run(
     Args:
         output_dir: The folder of all runs; made if it does not exist.
         run_name: The name of the run's folder; empty for `fer-YYYYmmdd-HHMMSS`.
-        config_dict: Every parameter, for `params.yaml`.
+        config_dict: Every parameter, for `params.yaml`; that of a finished run waits for `begin`.
         fingerprint: What changes the result: parameter -> a JSON-able value.
         resume: `"auto"`, `"never"` or a run folder.
         origin: `"drawn"` or `"real"`: where the pictures of this run come from.
@@ -215,11 +243,8 @@ def open_run(
     else:
         run = _continue(named, output, run_name, wanted, origin)
 
-    parameters = plain_values(config_dict, "parameters")
-    parameters = {key.upper(): value for key, value in parameters.items()}
-    write_file(
-        run.folder / "params.yaml", yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True)
-    )
+    if not _read_state(run.folder)["finished"]:  # until `Run.begin`
+        _write_parameters(run.folder, config_dict)
     return run
 
 
@@ -346,9 +371,6 @@ def _continue(
         folder = _copy_of(source, output, run_name)
     _expect_nobody(folder)
     remove_partials(folder, minutes=10)
-    mine = _read_state(folder)  # of the copy, where there is one
-    if mine["finished"]:  # until `finish`, its files are of two sessions
-        _write_state(folder, {**mine, "finished": False})
     sentence = f"Continues {source}" + (f", copied to {folder}." if folder != source else ".")
     if state.get("code") != code_version():
         sentence += f" It was begun by code {state.get('code')}, this is {code_version()}."

@@ -76,6 +76,11 @@ class FaceSet:
             values[name] = values[name][positions]
         return kind(**{**values, **changes})
 
+    def fingerprint(self) -> str:
+        """A hash of these faces only: names, labels and pixels. `content_hash` is of all files."""
+        listing = "\n".join(self.files.tolist()).encode() + self.labels.tobytes()
+        return hashlib.sha256(listing + self.pixel_hashes.tobytes()).hexdigest()[:16]
+
     def counts(self) -> np.ndarray:
         """Number of faces of each class: int64 (K,)."""
         return np.bincount(self.labels, minlength=len(self.class_names))
@@ -148,6 +153,11 @@ class Splits:
                     f"Splits.{role} has a {type(faces).__name__}, but what is learned, chosen on "
                     f"and scored must be kept apart: give it a {kind.__name__}."
                 )
+
+    def learned(self) -> dict[str, str | None]:
+        """Fingerprints of what is trained and chosen on: what a run that goes on has to have."""
+        chosen_on = None if self.selection is None else self.selection.fingerprint()
+        return {"training data": self.train.fingerprint(), "selection data": chosen_on}
 
 
 def _shares(counts: np.ndarray, size: int) -> np.ndarray:

@@ -172,7 +172,7 @@ from fer_helpers.config import Config
 
 # %%
 from fer_helpers.corruptions import fixed_sample, robustness
-from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others
+from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others, mark_seen
 from fer_helpers.data import load_affectnet, load_fer2013
 from fer_helpers.data_check import check_data, clean_train, worst_offenders
 from fer_helpers.data_folders import settle_data
@@ -303,6 +303,7 @@ if GDOWN_ID:
     path = download_example(GDOWN_ID, run.folder / "photos")
     photos[f"Drive: {path.name}"] = read_image(path)  # PHOTO may have the same name
 print(f"{len(photos)} photos of your own.")
+run.begin(config.to_dict(), {name: splits.learned() for name, splits in datasets.items()})
 
 # %% [markdown]
 # How many faces of each class there are, and some of them at random.
@@ -329,7 +330,8 @@ for name, splits in datasets.items():
 # %% [markdown]
 # Can these data be trusted? Twins inside and across splits, the same picture under two labels,
 # blanks, unreadable files, and file names that give the class away. `DROP_TEST_TWINS`,
-# `DROP_CONFLICTS` and `DROP_BLANKS` act on the training set; the test sets stay as they are.
+# `DROP_CONFLICTS` and `DROP_BLANKS` act on the training set; the test sets stay as they are. What
+# phase 1 has learned is no leak-free test of phase 2 either.
 
 # %% tags=["nbval-check-output"]
 reports = {}
@@ -356,6 +358,8 @@ for name, splits in datasets.items():
     dropped = len(splits.train) - len(datasets[name].train)
     print(f"{splits.train.dataset}: {dropped} training faces dropped.")
 affectnet, fer = datasets.get("affectnet"), datasets.get("fer2013")
+if affectnet and fer:
+    datasets["fer2013"] = fer = mark_seen(fer, affectnet)
 
 # %% [markdown]
 # Ten people voted on each face of FER2013 for *FER+* (Barsoum et al. 2016). With their votes in
@@ -732,8 +736,8 @@ if test_votes is not None and final == "fer2013":
     else:
         print("No label is disputed.")
 else:
-    after = "Votes are compared after phase 2." if config.ferplus_votes else ""
-    print(after or "FERPLUS_VOTES names no table of votes.")
+    later = "Votes are compared after phase 2." if fer else "PHASES leaves out FER2013 and its votes."
+    print(later if config.ferplus_votes else "FERPLUS_VOTES names no table of votes.")
 
 # %% [markdown]
 # Where the network looked, on faces it got right and wrong. The *mask* is what its own attention

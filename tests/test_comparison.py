@@ -225,6 +225,16 @@ def test_figures_say_drawn_and_take_any_name(tmp_path, records):
         assert ("drawn faces" in [text.get_text() for text in figure.texts]) is shows_runs
 
 
+def test_a_run_has_one_color_in_the_figures_of_all_columns(records):
+    silent = replace(records[0], history=records[0].history.drop(columns="train_loss"))
+    runs = [silent, *records[1:]]
+    colors = [
+        [line.get_color() for line in comparison.plot_histories(runs, column).axes[0].get_lines()]
+        for column in ("selection_accuracy", "train_loss")
+    ]
+    assert colors[0][1:] == colors[1]
+
+
 def test_figures_have_room_for_many_runs(records):
     many = [replace(records[0], name=f"run {k}") for k in range(30)]
     for runs in (records, many):

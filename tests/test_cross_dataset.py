@@ -1,14 +1,23 @@
 """Scoring a model on other people's datasets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from fer_helpers.cross_dataset import cross_dataset, cross_dataset_table, load_others, why_seen
-from fer_helpers.data import DataError
+from fer_helpers.cross_dataset import (
+    cross_dataset,
+    cross_dataset_table,
+    load_others,
+    mark_seen,
+    why_seen,
+)
+from fer_helpers.data import DataError, load_fer2013
 from fer_helpers.demo_faces import write_demo_faces
 from fer_helpers.records import stamp
 from fer_helpers.runs import RunError
+from fer_helpers.splits import SelectionSet, TrainSet
 
 
 class Faces:
@@ -58,6 +67,21 @@ def test_blank_pictures_make_nothing_seen():
     assert why_seen(new, [used])[0] == ""
 
 
+def test_what_phase_1_learned_or_chose_on_is_no_leak_free_test_of_phase_2(tmp_path, capsys):
+    folder = write_demo_faces(tmp_path / "drawn", per_class=12, flaws=False) / "fer2013"
+    fer = load_fer2013(folder / "train", folder / "test", cache_dir=tmp_path / "cache", size=48)
+    test = fer.tests[0]
+    assert test.leak_free[:3].all()
+    learned = test.take(slice(0, 2), as_type=TrainSet, dataset="AffectNet")
+    chosen_on = test.take(slice(2, 3), as_type=SelectionSet, dataset="AffectNet")
+    marked = mark_seen(fer, replace(fer, train=learned, selection=chosen_on)).tests[0]
+    assert not marked.leak_free[:3].any()
+    assert np.array_equal(marked.leak_free[3:], test.leak_free[3:])
+    assert f"3 of {len(test):,} faces also stand in AffectNet" in capsys.readouterr().out
+    same = mark_seen(fer, replace(fer, train=learned.take(slice(0, 0)), selection=None)).tests[0]
+    assert np.array_equal(same.leak_free, test.leak_free)
+
+
 def test_a_foreign_set_is_scored_on_the_shared_classes():
     # The model knows three classes, the set has two of them and one more, in another order.
     new = Faces(
@@ -100,6 +124,14 @@ def test_other_sets_are_read_and_refused_before_training(tmp_path, capsys):
     assert f"FER2013: PrivateTest ({len(test)} images) is scored once.\n" in said
     assert f"AffectNet: val ({len(other)} images) is scored.\n" in said
     assert "cannot be read and are skipped" in said and "select" not in said.lower()
+    train = drawn / "fer2013" / "train"  # a set without a test folder of its own
+    (whole,) = load_others(str(train), classes, "drawn", **reading)
+    assert whole.leak_free.all() and f"train: all images ({len(whole)}) are scored" in str(
+        capsys.readouterr().out
+    )
+    assert len(whole) > 60
+    (few,) = load_others(str(train), classes, "drawn", max_images=9, **reading)
+    assert len(few) == 9
     with pytest.raises(RunError, match="drawn and real data never meet"):
         load_others(str(drawn / "fer2013"), classes, "real", **reading)
     with pytest.raises(RunError, match="shares 1"):

@@ -305,8 +305,11 @@ def test_a_missing_folder_names_the_parameter_and_the_nearest_there_is(tmp_path)
 
 def test_a_zip_file_is_not_a_folder(tmp_path):
     (tmp_path / "fer2013.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match="unzip it"):
+    with pytest.raises(DataError, match="unzip it and give the folder"):
         load_affectnet(tmp_path / "fer2013.zip")
+    (tmp_path / "face.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match="jpg: give the folder"):
+        load_affectnet(tmp_path / "face.jpg")
 
 
 def test_a_folder_without_splits_says_what_it_holds(tmp_path):

@@ -250,6 +250,8 @@ def test_a_package_that_does_not_load_is_not_called_missing(tmp_path, monkeypatc
 
 
 def test_wrong_files_and_names_are_refused(trained, exported, tmp_path):
+    with pytest.raises(ExportError, match="does not end in"):
+        export_onnx(tmp_path / "net.txt", trained, list("abc"), None)
     with pytest.raises(ExportError, match="does not exist"):
         load_onnx(tmp_path / "none.onnx")
     (tmp_path / "half.onnx").write_bytes(exported.read_bytes()[:1000])

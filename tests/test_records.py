@@ -199,6 +199,8 @@ def test_the_notebook_is_copied_and_rendered_with_its_name_escaped(run, tmp_path
     text = page.read_text(encoding="utf-8")
     assert "<title>a &amp; b</title>" in text
     assert "&lt;b&gt;&amp; class&lt;/b&gt;" in text
+    with pytest.raises(RunError, match="dmeo is no folder"):
+        records.attach_notebook(source, run.folder.with_name("dmeo"))
     source.write_text("{")
     with pytest.raises(RunError, match="no notebook"):
         records.attach_notebook(source, run.folder)

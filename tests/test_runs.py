@@ -118,8 +118,24 @@ def test_a_finished_run_that_is_opened_again_is_not_finished(tmp_path):
     run = opened(tmp_path)
     run.finish()
     assert json.loads((run.folder / "run.json").read_text())["finished"]
-    opened(tmp_path)
+    before = {path.name: path.read_bytes() for path in run.folder.glob("*.*")}
+    again = opened(tmp_path)
+    assert before == {path.name: path.read_bytes() for path in run.folder.glob("*.*")}
+    again.begin({"seed": 1}, {"fer2013": {"training data": "abc"}})
     assert not json.loads((run.folder / "run.json").read_text())["finished"]
+    assert yaml.safe_load((run.folder / "params.yaml").read_text()) == {"SEED": 1}
+
+
+def test_a_run_goes_on_with_the_data_it_was_trained_on(tmp_path):
+    run = opened(tmp_path)
+    run.begin({"seed": 1}, {"fer2013": {"training data": "abc"}})
+    run.begin({"seed": 1}, {"fer2013": {"training data": "new"}})  # nothing was learned of "abc"
+    inside(run, "fer2013/last.pt").write_text("trained")
+    run.finish()
+    before = {path.name: path.read_bytes() for path in run.folder.glob("*.*")}
+    with pytest.raises(RunError, match='training data was "new" and is "abc"'):
+        opened(tmp_path).begin({"seed": 2}, {"fer2013": {"training data": "abc"}})
+    assert before == {path.name: path.read_bytes() for path in run.folder.glob("*.*")}
 
 
 def test_a_run_that_trains_elsewhere_is_neither_moved_nor_taken(tmp_path):
