@@ -303,6 +303,9 @@ if GDOWN_ID:
     path = download_example(GDOWN_ID, run.folder / "photos")
     photos[f"Drive: {path.name}"] = read_image(path)  # PHOTO may have the same name
 print(f"{len(photos)} photos of your own.")
+
+# %%
+# All that the parameters name is there: only now an earlier, finished run is taken up again.
 run.begin(config.to_dict(), {name: splits.learned() for name, splits in datasets.items()})
 
 # %% [markdown]

@@ -976,7 +976,7 @@ def test_the_notebook_keeps_a_photo_and_one_of_the_same_name_from_drive(face, tm
         "read_image": read_image,
         "run": SimpleNamespace(folder=tmp_path),
     }
-    exec(cell.split("# %% [markdown]")[0], names)
+    exec(cell.split("\n# %%")[0], names)
     assert list(names["photos"]) == ["me.png", "Drive: me.png"]
 
 
