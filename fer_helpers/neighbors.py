@@ -236,7 +236,8 @@ def _gather(
         places = _plain(below), _plain(f"{folder.name}/{below}")
         return "/" not in below and not any(place in listed for place in places)
 
-    loose = sum(is_loose(name) for name, *_ in files)
+    tables = {f"{role}/{name}" for name in LABEL_TABLES}  # a table is not one of its pictures
+    loose = sum(is_loose(name) and name.lower() not in tables for name, *_ in files)
     beside = (
         "files without a label beside the folders" if listed else "files beside the class folders"
     )

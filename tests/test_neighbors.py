@@ -376,6 +376,7 @@ def test_a_label_table_overrules_the_folders(tmp_path):
     where = everything.index("train/angry/image0000000.png")
     assert splits.train.class_names[labels[where]] == "Disgust"
     assert any("overrules the folder of 1" in note for note in splits.notes)
+    assert not any("without a label" in note for note in splits.notes)  # that would be the table
 
 
 def test_the_content_hash_covers_labels_that_the_folders_do_not_say(tmp_path):
