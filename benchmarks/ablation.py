@@ -17,7 +17,7 @@ difference on the same images and seeds with its 95 % interval (over seeds and i
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,14 @@ from scipy import stats
 
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import CheckpointError
-from fer_helpers.config import Config
+from fer_helpers.config import Config, ConfigError
 from fer_helpers.data import load_affectnet, load_fer2013
 from fer_helpers.data_check import clean_train
 from fer_helpers.evaluation import mcnemar, p_text, seeds_summary
 from fer_helpers.ferplus import read_ferplus_votes, vote_shares
 from fer_helpers.files import FolderInUseError, replace_file
-from fer_helpers.inference import pick_device, pick_precision, predict_logits
+from fer_helpers.inference import DeviceError, pick_device, pick_precision, predict_logits
+from fer_helpers.layouts import DataError
 from fer_helpers.models import build_model, swap_head
 from fer_helpers.phases import TrainingError
 from fer_helpers.preprocess import Preprocess
@@ -152,6 +153,14 @@ def read_fer(data: Path, config: Config, hold_out: int = 3000) -> Splits:
     fer = cut_slice(load_fer2013(train, test, selection_size=0, **reading), hold_out)
     drops = ("drop_test_twins", "drop_conflicts", "drop_blanks")
     return clean_train(fer, **{name: getattr(config, name) for name in drops})
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program; where what it was given cannot be used, it ends with a sentence."""
+    try:
+        main()
+    except (ConfigError, DataError, DeviceError, *REFUSALS) as error:
+        raise SystemExit(str(error)) from None
 
 
 def stop(error: Exception) -> NoReturn:
@@ -356,4 +365,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

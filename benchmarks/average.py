@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ablation import ROOT, public_only, read_fer, votes_of
+from ablation import ROOT, public_only, read_fer, run_program, votes_of
 from distill import as_doubtful, expect_classes, finish, on_held_out, write_scores
 from torch import Tensor
 
@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

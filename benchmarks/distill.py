@@ -38,7 +38,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablation import REFUSALS, ROOT, named_values, public_only, read_fer, stop, votes_of
+from ablation import (
+    REFUSALS,
+    ROOT,
+    named_values,
+    public_only,
+    read_fer,
+    run_program,
+    stop,
+    votes_of,
+)
 from sklearn.linear_model import LogisticRegression
 
 from fer_helpers.augment import Augment
@@ -341,4 +350,4 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from ablation import REFUSALS, named_values, public_only, read_fer, stop, votes_of
+from ablation import REFUSALS, named_values, public_only, read_fer, run_program, stop, votes_of
 
 from fer_helpers.augment import Augment
 from fer_helpers.checkpoints import save_model
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

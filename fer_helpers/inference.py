@@ -57,7 +57,10 @@ def pick_device(wish: str = "auto") -> torch.device:
     """
     if wish == "auto":
         wish = "cuda" if torch.cuda.is_available() else "mps" if _mps_works() else "cpu"
-    device = torch.device(wish)
+    try:
+        device = torch.device(wish)
+    except RuntimeError:  # a page of names that no other device answers to
+        raise DeviceError(f"DEVICE is '{wish}', which torch does not know: use 'auto'.") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError(f"DEVICE is '{wish}', but torch sees no CUDA device: use 'auto'.")

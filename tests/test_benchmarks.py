@@ -48,6 +48,24 @@ def test_inference_wants_both_folders_or_none():
     assert done.returncode == 2 and "--train and --test" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("time_to_accuracy --params nix.yaml", "nix.yaml cannot be read"),
+        ("time_to_accuracy --data nix", "there is no folder"),
+        ("distill --teachers nix.safetensors", "no model file at nix.safetensors"),
+        ("average a b --out mean.safetensors", "no model file at a"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(command, said):
+    name, *options = command.split()
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), *options],
+        capture_output=True, text=True, cwd=BENCHMARKS.parent,
+    )  # fmt: skip
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
 def test_inference_scores_no_network_of_other_classes(monkeypatch):
     # Not the real one: imported now it would keep the patched loader for later tests.
     monkeypatch.setitem(sys.modules, "ablation", SimpleNamespace(cut_slice=None))

@@ -44,6 +44,8 @@ def test_a_machine_without_gpu(monkeypatch):
     assert pick_device("auto") == CPU
     with pytest.raises(DeviceError, match="no CUDA device: use 'auto'"):
         pick_device("cuda")
+    with pytest.raises(DeviceError, match="'nix', which torch does not know"):
+        pick_device("nix")
     with pytest.raises(DeviceError, match="no Apple GPU"):
         pick_device("mps")
 
