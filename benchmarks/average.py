@@ -45,7 +45,8 @@ def mean_weights(networks: Sequence[LoadedModel]) -> dict[str, Tensor]:
                      "networks of one kind can be averaged.")  # fmt: skip
     states = [network.model.state_dict() for network in networks]
     return {
-        name: torch.stack([state[name] for state in states]).double().mean(0).to(value.dtype)
+        # On the processor, since Apple GPUs know no float64.
+        name: torch.stack([state[name].cpu() for state in states]).double().mean(0).to(value.dtype)
         if value.is_floating_point()
         else value
         for name, value in states[0].items()

@@ -20,6 +20,7 @@ from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.layouts import (
     EMOTIONS,
     FER_CLASSES,
+    SPLIT_OF,
     DataError,
     Listing,
     canonical_emotion,
@@ -30,7 +31,6 @@ from fer_helpers.layouts import (
     split_folder,
     subfolders,
 )
-from fer_helpers.mounts import SPLITS
 from fer_helpers.neighbors import (
     FER_CSV_FILES,
     LABEL_TABLES,
@@ -116,7 +116,7 @@ def _find_layout(path: Path, parameter: str) -> Recognized:
 
     def accepts(folder: Path) -> bool:
         # Of the splits inside of what was given, none may be taken for all.
-        inside = folder.name != path.name and folder.name.lower() in SPLITS
+        inside = folder.name != path.name and folder.name.lower() in SPLIT_OF
         if inside and any(split_folder(folder.parent, split) for split in ("val", "test")):
             return False
         return recognize(folder) is not None

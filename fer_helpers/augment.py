@@ -298,9 +298,8 @@ class Augment:
 # %% [markdown]
 # ## Mixing faces
 # Mixup lays two faces over each other, cutmix pastes a box of one into the other; the label becomes
-# shares of two classes. torchvision has both (`v2.MixUp`, `v2.CutMix`), but they draw from the
-# global generators of torch alone, so a resumed run could not repeat them; these few lines draw
-# from the caller's.
+# shares of two classes. torchvision has both (`v2.MixUp`, `v2.CutMix`), but they draw from torch's
+# global generator alone; these few lines draw from the caller's, as all the rest does.
 
 
 # %%

@@ -163,27 +163,9 @@ def predict_images(
     waiting: list[Picture] = []
 
     def flush() -> None:
-        for picture, answers in zip(
-            waiting, answer_all(waiting, classifier, least, views, batch_size), strict=True
-        ):
-            found = [
-                {
-                    "file": picture.name,
-                    "face": number if answer.label is not None else None,
-                    **answer.columns(),
-                    "note": answer.note,
-                    "error": picture.image is None,
-                }
-                for number, answer in enumerate(answers, start=1)
-            ]
-            if annotate_to is not None and picture.image is not None:
-                try:
-                    said = _save_annotated(picture, answers, annotate_to)
-                except OSError as error:  # a full disk costs the copy, not the answers
-                    said = f"annotated copy not written ({error.strerror or error})"
-                for row in found:
-                    row["note"] = "; ".join(filter(None, (row["note"], said)))
-            rows.extend(found)
+        answered = answer_all(waiting, classifier, least, views, batch_size)
+        for picture, answers in zip(waiting, answered, strict=True):
+            rows.extend(_rows(picture, answers, annotate_to))
         waiting.clear()
 
     hidden = not (progress and watched())
@@ -220,6 +202,28 @@ def _keep_originals(named: Sequence[tuple[str, Any]], folder: Path) -> None:
                 f"{folder} holds pictures that are to be predicted (such as {name}), and copies "
                 "would be taken for more of them: give the annotated copies a folder of their own."
             )
+
+
+def _rows(
+    picture: Picture, answers: Sequence[Prediction], annotate_to: Path | None
+) -> list[dict[str, Any]]:
+    """A row for each answer; where a folder is given, the annotated copy goes there."""
+    said = ""
+    if annotate_to is not None and picture.image is not None:
+        try:
+            said = _save_annotated(picture, answers, annotate_to)
+        except OSError as error:  # a full disk costs the copy, not the answers
+            said = f"annotated copy not written ({error.strerror or error})"
+    return [
+        {
+            "file": picture.name,
+            "face": number if answer.label is not None else None,
+            **answer.columns(),
+            "note": "; ".join(filter(None, (answer.note, said))),
+            "error": picture.image is None,
+        }
+        for number, answer in enumerate(answers, start=1)
+    ]
 
 
 def _table(rows: list[dict[str, Any]], class_names: Sequence[str]) -> pd.DataFrame:

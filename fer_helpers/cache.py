@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import platformdirs
 
-from fer_helpers.files import sync_file
+from fer_helpers.files import rename, sync_file
 from fer_helpers.layouts import local_path
 
 Loaded = TypeVar("Loaded")
@@ -76,7 +76,8 @@ def cached(
             write(temporary)
             for file in temporary.iterdir():  # power may fail: the name must not come first
                 sync_file(file)
-            _put(temporary, entry)
+            with contextlib.suppress(OSError):  # another run was faster: its entry is taken
+                rename(temporary, entry)
             try:
                 return load(entry), notes
             except DAMAGED as error:
@@ -91,18 +92,6 @@ def cached(
             "memory and are decoded again next time"
         )
         return in_memory(), (*notes, note)
-
-
-def _put(written: Path, entry: Path) -> None:
-    """Give a written entry its name, unless another run was faster: then its entry is taken."""
-    for pause in (0.1, 0.4, 1.6, 0):  # virus scanners hold new files for a moment
-        try:
-            os.replace(written, entry)
-            return
-        except OSError:
-            if entry.is_dir() or not pause:
-                return
-            time.sleep(pause)
 
 
 def _clear_old(folder: Path) -> None:

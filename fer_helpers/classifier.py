@@ -115,7 +115,7 @@ class Classifier:
             pictures = [np.atleast_3d(np.asarray(face)) for face in faces]
         else:
             pictures = [face.convert("RGB") for face in faces]
-        given, preprocess = _Prepared(pictures, self.preprocess), _as_it_is
+        given, preprocess = _Prepared(pictures, self.preprocess), nn.Identity()
         if not network:
             return self._run(given, batch_size)
         # Equal shapes are preprocessed together; in a folder of crops that is all of them.
@@ -158,10 +158,6 @@ class _Prepared:
     def images(self, positions: Iterable[int]) -> np.ndarray:
         """The same (N, H, W, C), as `predict_logits` takes faces."""
         return self.inputs(positions).movedim(1, -1).cpu().numpy()
-
-
-def _as_it_is(batch: torch.Tensor) -> torch.Tensor:
-    return batch
 
 
 def _margin(class_names: Sequence[str]) -> float:
@@ -225,35 +221,28 @@ def load_classifier(
 
             model = load_model(model)
     # Whatever attributes a module has, they are its own business: it is the network itself.
-    whole = (
-        not isinstance(model, nn.Module)
-        and hasattr(model, "class_names")
-        and hasattr(model, "preprocess")
-    )
-    given = model if whole else None
-    transform = transform or (given.preprocess if whole else None)
-    if class_names is not None:
-        class_names = _checked_names(class_names)
-    elif whole:
-        class_names = _checked_names(given.class_names)
-    if transform is None or class_names is None:
-        missing = "transform" if transform is None else "class_names"
-        raise PredictionError(
-            f"The model is a bare {type(model).__name__}: give the {missing} of its training."
-        )
+    whole = hasattr(model, "class_names") and hasattr(model, "preprocess")
+    if isinstance(model, nn.Module) or not whole:
+        if transform is None or class_names is None:
+            missing = "transform" if transform is None else "class_names"
+            raise PredictionError(
+                f"The model is a bare {type(model).__name__}: give the {missing} of its training."
+            )
+        model = Classifier(model, transform, _checked_names(class_names))
+    names = _checked_names(model.class_names if class_names is None else class_names)
     # The model's own names count: in another language they say nothing of the training faces.
-    margin = getattr(given, "margin", None)
+    margin = getattr(model, "margin", None)
     if margin is None:
-        margin = _margin(given.class_names if whole else class_names)
-    extra = getattr(given, "extra", None) or {}
-    path = getattr(given, "path", None)
+        margin = _margin(model.class_names)
+    extra = getattr(model, "extra", None) or {}
+    path = getattr(model, "path", None)
     by_views = {}
-    shift = tuple(getattr(given, "shift", ()))
-    least = getattr(given, "min_confidence", None)
+    shift = tuple(getattr(model, "shift", ()))
+    least = getattr(model, "min_confidence", None)
     try:  # a file may say anything of itself
         if temperature is None:
-            temperature = float(getattr(given, "temperature", 1.0))
-            named = getattr(given, "temperatures", None) or extra.get("temperatures") or {}
+            temperature = float(getattr(model, "temperature", 1.0))
+            named = getattr(model, "temperatures", None) or extra.get("temperatures") or {}
             by_views = {views: float(value) for views, value in named.items()}
         least = float(extra.get("min_confidence", MIN_CONFIDENCE) if least is None else least)
         if balanced and not shift:
@@ -266,18 +255,17 @@ def load_classifier(
     for value in (temperature, *by_views.values()):
         if not 0 < value < math.inf:
             raise PredictionError(f"temperature is {value:g}: give a number above 0.")
-    if balanced and len(shift) != len(class_names):
+    if balanced and len(shift) != len(names):
         raise PredictionError(
             "The model carries no balanced operating point: train it with this version and a "
             "selection set, or leave balanced out."
         )
-    note = getattr(given, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
-    if whole:  # a checkpoint holds the module, an exported model runs by itself
-        model = given.model if hasattr(given, "model") else given.run
+    note = getattr(model, "note", "") or DRAWN_NOTE * (extra.get("origin") == "drawn")
     return Classifier(
-        model,
-        transform,
-        class_names,
+        # A checkpoint holds the module, an exported model runs by itself.
+        model.model if hasattr(model, "model") else model.run,
+        transform or model.preprocess,
+        names,
         temperature,
         least,
         note,

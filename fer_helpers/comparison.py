@@ -158,13 +158,11 @@ def mcnemar_pairs(records: Sequence[RunRecord], dataset: str, split: str) -> pd.
             continue
         both = parts[a].merge(parts[b], on="file", suffixes=("_a", "_b"))
         line["n"] = len(both)
-        differing = int((both["truth_a"] != both["truth_b"]).sum())
-        if not len(both) or differing:
-            line["note"] = (
-                f"{differing} of {len(both)} labels differ: not the same data"
-                if len(both)
-                else "no file in common"
-            )
+        if not len(both):
+            line["note"] = "no file in common"
+            continue
+        if differing := int((both["truth_a"] != both["truth_b"]).sum()):
+            line["note"] = f"{differing} of {len(both)} labels differ: not the same data"
             continue
         if len(both) < max(len(parts[a]), len(parts[b])):
             line["note"] = "only the files that both have"
@@ -299,28 +297,19 @@ def write_made_up_run(
     fingerprint = {"SEED": seed, "SKILL": skill}
     run = open_run(output_dir, name, fingerprint, fingerprint, "never", origin="drawn")
 
-    results = []
-    for split, part in (
-        ("PrivateTest", np.arange(n) % 2 == 0),
-        ("PublicTest", np.arange(n) % 2 == 1),
+    results, half = [], n // 2
+    private = np.arange(n) % 2 == 0
+    for split, part, chosen_on, note in (
+        ("PrivateTest", private, f"PublicTest ({half})", ""),
+        ("PublicTest", ~private, "itself", "contains the selection split"),
     ):
-        size = int(part.sum())
         taken_on = stamp(
-            split,
-            size,
-            1,
-            seed,
-            f"PublicTest ({n - size:,})" if split == "PrivateTest" else "itself",
-            "made-up",
-            "drawn",
-            dataset="made-up",
-            note="" if split == "PrivateTest" else "contains the selection split",
+            split, half, 1, seed, chosen_on, "made-up", "drawn", dataset="made-up", note=note
         )
         numbers = evaluate(logits[part], labels[part], classes, bootstrap=1000)
         kept = part & leak_free
         twin = evaluate(logits[kept], labels[kept], classes, bootstrap=1000)
-        headline = split == "PrivateTest"
-        results.append(scored(taken_on, numbers, leak_free=twin, headline=headline))
+        results.append(scored(taken_on, numbers, leak_free=twin, headline=not note))
         write_predictions(
             run,
             files=[f"test/{split}_{index}.png" for index in np.flatnonzero(part)],

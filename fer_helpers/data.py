@@ -35,7 +35,7 @@ from fer_helpers.layouts import (
     FER_CLASSES,
     FER_COUNTS,
     FER_FOLDERS,
-    SPLIT_FOLDERS,
+    SPLIT_OF,
     DataError,
     find_dataset,
     holds_class_folders,
@@ -165,11 +165,10 @@ def load_fer2013(
         ("train", "FER_TRAIN_DIR", train_dir),
         ("test", "FER_TEST_DIR", test_dir),
     ):
-        others = [name for r, names in SPLIT_FOLDERS.items() if r != role for name in names]
 
-        def accepts(folder: Path, others=others) -> bool:
+        def accepts(folder: Path, role=role) -> bool:
             # Given the folder above both, neither may be taken for the other.
-            return holds_class_folders(folder) and folder.name.lower() not in others
+            return holds_class_folders(folder) and SPLIT_OF.get(folder.name.lower(), role) == role
 
         places[role] = parameter, find_dataset(folder, parameter, accepts, owner)
     if places["train"][1].resolve() == places["test"][1].resolve():

@@ -341,17 +341,17 @@ def write_duplicates(report: DataReport, path: str | Path) -> Path:
 
 
 def worst_offenders(
-    splits: Splits, report: DataReport, count: int = 6
+    splits: Splits, report: DataReport
 ) -> tuple[list[list[np.ndarray]], list[str], list[list[str]]]:
     """Faces to look at: twins under two labels, twins across splits, near-twins, blanks.
 
     Returns:
-        images, row labels and captions, as `plots.plot_samples` takes them: each row at most
-        `count` faces, uint8 (H, W, C).
+        images, row labels and captions, as `plots.plot_samples` takes them: each row at most six
+        faces, uint8 (H, W, C).
     """
     twins = report.twins
     across = twins.groupby("group")["split"].transform("nunique") > 1
-    near = report.near.head(count // 2)
+    near = report.near.head(3)
     near_files = [near[f"file_{side}"].iloc[i] for i in range(len(near)) for side in "ab"]
     rows = {
         "two labels": twins.loc[twins["conflict"], "file"],
@@ -363,7 +363,7 @@ def worst_offenders(
     sets = parts(splits)
     images, labels, captions = [], [], []
     for label, files in rows.items():
-        shown = table.loc[list(files)[:count]]
+        shown = table.loc[list(files)[:6]]
         if shown.empty:
             continue
         faces = [sets[row.part].images([row.position])[0] for row in shown.itertuples()]

@@ -235,25 +235,19 @@ def vote_agreement(
     columns = _vote_columns(vote_names, names)
     labels = check_labels(labels, len(names))
     predicted = check_labels(predicted, len(names), "predicted")
-    votes, winner, rated, clear = _winners(votes, len(labels), len(vote_names))
+    share, winner, rated, clear = _winners(votes, len(labels), len(vote_names))
     if len(predicted) != len(labels):
         raise ValueError(f"there are {len(predicted)} predictions for {len(labels)} labels.")
-    share = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
+    agreements = {
+        "label_agrees": columns[labels] == winner,
+        "prediction_agrees": columns[predicted] == winner,
+        "prediction_right": predicted == labels,
+    }
 
     def row(chosen: np.ndarray) -> dict:
-        if not chosen.any():
-            return {
-                "n": 0,
-                "label_agrees": None,
-                "prediction_agrees": None,
-                "prediction_right": None,
-            }
-        return {
-            "n": int(chosen.sum()),
-            "label_agrees": float((columns[labels[chosen]] == winner[chosen]).mean()),
-            "prediction_agrees": float((columns[predicted[chosen]] == winner[chosen]).mean()),
-            "prediction_right": float((predicted[chosen] == labels[chosen]).mean()),
-        }
+        n = int(chosen.sum())
+        shares = {k: float(v[chosen].mean()) if n else None for k, v in agreements.items()}
+        return {"n": n, **shares}
 
     top = share.max(axis=1)
     steps = (
@@ -287,9 +281,8 @@ def label_suspects(
     names = check_names(class_names)
     probabilities, labels = check_probabilities(probabilities, labels, len(names))
     columns = _vote_columns(vote_names, names)
-    votes, winner, _, clear = _winners(votes, len(labels), len(vote_names))
+    share, winner, _, clear = _winners(votes, len(labels), len(vote_names))
     rows = np.arange(len(labels))
-    share = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
     for_winner, for_label = share[rows, winner], share[rows, columns[labels]]
     known = np.zeros((len(labels), len(vote_names)))
     known[:, columns] = probabilities
@@ -318,6 +311,7 @@ def _vote_columns(vote_names: Sequence[str], names: tuple[str, ...]) -> np.ndarr
 
 
 def _winners(votes: np.ndarray, faces: int, choices: int) -> tuple[np.ndarray, ...]:
+    """Per face: shares of the votes, the winner, whether there are votes, whether it won alone."""
     votes = np.asarray(votes)
     if votes.shape != (faces, choices) or (votes < 0).any():
         raise ValueError(
@@ -326,7 +320,8 @@ def _winners(votes: np.ndarray, faces: int, choices: int) -> tuple[np.ndarray, .
         )
     most = votes.max(axis=1, keepdims=True)
     rated = most[:, 0] > 0
-    return votes, votes.argmax(axis=1), rated, rated & ((votes == most).sum(axis=1) == 1)
+    share = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1)
+    return share, votes.argmax(axis=1), rated, rated & ((votes == most).sum(axis=1) == 1)
 
 
 # %%

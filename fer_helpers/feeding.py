@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fer_helpers.augment import mix
 from fer_helpers.config import Recipe
-from fer_helpers.phases import Parts, Phase
+from fer_helpers.phases import Parts, Phase, memory_order
 
 
 class Feed:
@@ -116,4 +116,4 @@ def prepare(
             generator=parts.generator,
         )
         targets, votes = known[:, :classes], known[:, classes:]
-    return inputs.contiguous(memory_format=torch.channels_last), targets, votes
+    return inputs.contiguous(memory_format=memory_order(inputs.device)), targets, votes

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -118,7 +117,7 @@ class FerTable:
     """The decoded file, one entry per row: M rows.
 
     Attributes:
-        pixels: uint8 (at least M, 48, 48, 1); rows that cannot be read are zero.
+        pixels: uint8 (M, 48, 48, 1); rows that cannot be read are zero.
         hashes: bytes (M,), BLAKE2b hex of the pixels.
         emotions: str (M,), class names.
         usages: str (M,), "Training", "PublicTest" or "PrivateTest", "" where unreadable.
@@ -143,18 +142,13 @@ def read_table(
         DataError: wrong columns, no rows, or the file changed while it was being read.
     """
 
-    def in_memory() -> FerTable:
-        pixels = io.BytesIO()
-        table = _decode(path, pixels, progress)
-        pixels.seek(0)
-        return FerTable(np.load(pixels, allow_pickle=False), **table)
-
     def write(folder: Path) -> None:
-        with open(folder / "pixels.npy", "wb") as file:
-            table = _decode(path, file, progress)
-        about = {name: table.pop(name) for name in ("bad", "content_hash")}
+        table = _decode(path, progress)
+        np.save(folder / "pixels.npy", table.pixels)
+        about = {"bad": table.bad, "content_hash": table.content_hash}
         (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
-        np.savez(folder / "table.npz", **table)
+        columns = {name: getattr(table, name) for name in ("hashes", "emotions", "usages")}
+        np.savez(folder / "table.npz", **columns)
 
     def load(entry: Path) -> FerTable:
         about = json.loads((entry / "about.json").read_text(encoding="utf-8"))
@@ -164,7 +158,9 @@ def read_table(
         pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
         return FerTable(pixels, **table, bad=bad, content_hash=about["content_hash"])
 
-    return cached(cache_dir, _cache_key(path), write=write, load=load, in_memory=in_memory)
+    return cached(
+        cache_dir, _cache_key(path), write, load, in_memory=lambda: _decode(path, progress)
+    )
 
 
 def _cache_key(path: Path) -> str:
@@ -173,8 +169,8 @@ def _cache_key(path: Path) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _decode(path: Path, pixels_file: IO[bytes], progress: bool | None) -> dict:
-    """Write the pixels of every row to an open file; return the other fields of `FerTable`."""
+def _decode(path: Path, progress: bool | None) -> FerTable:
+    """Read the whole file; the pixels of FER2013 are 83 MB of memory."""
     before = _cache_key(path)
     content = hashlib.sha256(readable(path.name).encode() + b"\0")
     lines = 0
@@ -182,10 +178,7 @@ def _decode(path: Path, pixels_file: IO[bytes], progress: bool | None) -> dict:
         while block := file.read(1 << 22):
             content.update(block)
             lines += block.count(b"\n")
-    head = {"descr": "|u1", "fortran_order": False, "shape": (lines + 1, SIDE, SIDE, 1)}
-    np.lib.format.write_array_header_1_0(pixels_file, head)
-    blank = bytes(SIDE * SIDE)
-    hashes, emotions, usages, bad = [], [], [], {}
+    pixels, hashes, emotions, usages, bad = bytearray(), [], [], [], {}
     bar = tqdm(
         read_rows(path),
         total=lines - 1,
@@ -196,24 +189,21 @@ def _decode(path: Path, pixels_file: IO[bytes], progress: bool | None) -> dict:
     for row in bar:
         if row.problem:
             bad[row.number] = row.problem
-        pixels_file.write(row.pixels or blank)
+        pixels += row.pixels or bytes(SIDE * SIDE)
         hashes.append(hashlib.blake2b(row.pixels, digest_size=16).hexdigest())
         emotions.append(row.emotion)
         usages.append(row.usage)
-    if len(hashes) > lines + 1:
-        raise DataError(f"{path} has line ends that are not read here: save it with Unix line ends")
-    for _ in range(lines + 1 - len(hashes)):  # the header promised this many
-        pixels_file.write(blank)
     if not hashes:
         raise DataError(f"{path} has no rows below its header: download it again")
     if _cache_key(path) != before:
         raise DataError(
             f"{path} changed while it was being read: wait until it is complete and start again"
         )
-    return {
-        "hashes": np.array(hashes, dtype="S32"),
-        "emotions": np.array(emotions),
-        "usages": np.array(usages),
-        "bad": bad,
-        "content_hash": content.hexdigest(),
-    }
+    return FerTable(
+        pixels=np.frombuffer(pixels, np.uint8).reshape(-1, SIDE, SIDE, 1),
+        hashes=np.array(hashes, dtype="S32"),
+        emotions=np.array(emotions),
+        usages=np.array(usages),
+        bad=bad,
+        content_hash=content.hexdigest(),
+    )

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import pairwise_distances_argmin_min
 
 from fer_helpers.data import load_fer2013, official_split
 from fer_helpers.fer_csv import USAGES, csv_file, read_table
 from fer_helpers.files import replace_file
-from fer_helpers.layouts import SPLIT_FOLDERS, DataError, canonical_emotion
+from fer_helpers.layouts import SPLIT_OF, DataError, canonical_emotion
 from fer_helpers.splits import FaceSet, Splits
 
 # Columns of microsoft/FERPlus, fer2013new.csv, in its order; NF is "not a face".
@@ -35,7 +36,6 @@ VOTES = (
     "unknown",
     "NF",
 )
-_SPLITS = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 EMOTION_VOTES = 8
 """The first so many of `VOTES` are emotions."""
 MAX_ERROR = 12.0
@@ -119,20 +119,11 @@ def _read_votes(path: str | Path, usages: np.ndarray) -> pd.DataFrame:
     return votes.rename(columns={"Image name": "ferplus_name"})[["ferplus_name", *VOTES]]
 
 
-def _nearest(images: np.ndarray, rows: np.ndarray):
+def _nearest(images: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each image the nearest row and its root mean square difference in grey levels."""
-    flat = rows.reshape(len(rows), -1).astype(np.float32)
-    squares = np.einsum("ij,ij->i", flat, flat)
-    nearest = np.empty(len(images), np.int64)
-    distance = np.empty(len(images))
-    block = 1024  # images at once: bounds memory
-    for start in range(0, len(images), block):
-        part = images[start : start + block].reshape(-1, flat.shape[1]).astype(np.float32)
-        best = (squares - 2 * (part @ flat.T)).argmin(axis=1)
-        nearest[start : start + block] = best
-        off = ((part - flat[best]) ** 2).mean(axis=1)
-        distance[start : start + block] = np.sqrt(off)
-    return nearest, distance
+    flat = (faces.reshape(len(faces), -1).astype(np.float32) for faces in (images, rows))
+    nearest, distance = pairwise_distances_argmin_min(*flat)
+    return nearest, distance / np.sqrt(rows[0].size)
 
 
 def _deal(nearest: np.ndarray, row_hashes: np.ndarray) -> np.ndarray:
@@ -222,7 +213,7 @@ def _keys(files: pd.Series) -> pd.Series:
     to be a split, the split is "".
     """
     parts = ("//" + files.astype(str)).str.rsplit("/", n=3)
-    splits = parts.str[-3].str.lower().map(_SPLITS).fillna("")
+    splits = parts.str[-3].str.lower().map(SPLIT_OF).fillna("")
     return splits + "/" + parts.str[-2].map(canonical_emotion) + "/" + parts.str[-1]
 
 

@@ -63,7 +63,7 @@ def rename(source: Path, target: Path) -> None:
             os.replace(source, target)
             return
         except PermissionError:
-            if os.name != "nt" or pause is None:
+            if pause is None:
                 raise
             time.sleep(pause)
 

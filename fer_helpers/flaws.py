@@ -12,7 +12,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import chi2_contingency
+from torch.nn.functional import adaptive_avg_pool2d
 
 from fer_helpers.splits import FaceSet, Splits
 
@@ -123,21 +125,12 @@ def _unit(images: np.ndarray, rough: bool) -> np.ndarray:
     """Grey images (n, H, W, C) as float32 rows of mean 0 and length 1 (0 for blank images)."""
     grey = images.mean(axis=-1, dtype=np.float32)
     if rough:
-        rows, columns = (_area_weights(size, min(16, size)) for size in grey.shape[1:])
-        grey = rows @ grey @ columns.T
+        sides = [min(16, side) for side in grey.shape[1:]]
+        grey = adaptive_avg_pool2d(torch.from_numpy(grey), sides).numpy()
     flat = grey.reshape(len(grey), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     return flat / np.where(length > 1e-3, length, np.inf)
-
-
-def _area_weights(size: int, reduced: int) -> np.ndarray:
-    """Matrix (reduced, size) that averages neighboring pixels by area."""
-    edges = np.linspace(0, size, reduced + 1)
-    low, high = edges[:-1, None], edges[1:, None]
-    pixel = np.arange(size)[None]
-    overlap = np.minimum(high, pixel + 1) - np.maximum(low, pixel)
-    return (np.clip(overlap, 0, None) / (high - low)).astype(np.float32)
 
 
 def find_blanks(splits: Splits, table: pd.DataFrame) -> pd.DataFrame:

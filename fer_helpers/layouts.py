@@ -46,6 +46,7 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
     for name in (

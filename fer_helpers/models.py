@@ -259,7 +259,7 @@ def build_model(
         WeightsError: pretrained weights that cannot be had or do not fit.
     """
     given = locals()
-    check_architecture(**given)
+    _refuse_impossible(given)
     architecture = {**given, "pretrained": "none"}
     norm: nn.Module = nn.Identity()
     if backbone in RESNETS:
@@ -287,17 +287,8 @@ def build_model(
 
 
 # %%
-def check_architecture(num_classes: int = 2, **given: Any) -> None:
-    """Refuse what `build_model` could not build, before anything is read or trained.
-
-    Args:
-        num_classes: number of emotions.
-        **given: every other argument of `build_model`.
-
-    Raises:
-        ValueError: an unknown name, or a combination that does not exist, in one sentence.
-        WeightsError: pretrained weights that do not fit or are not there; nothing is downloaded.
-    """
+def _refuse_impossible(given: dict[str, Any]) -> None:
+    """Raise what `build_model` raises for its arguments `given`, before anything is downloaded."""
     choices = {
         "backbone": BACKBONES,
         "attention": ATTENTIONS,
@@ -317,8 +308,8 @@ def check_architecture(num_classes: int = 2, **given: Any) -> None:
         )
     if given["pretrained"] not in ("none", "imagenet"):
         weights_file(given["pretrained"])
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2.")
+    if given["num_classes"] < 2:
+        raise ValueError(f"num_classes is {given['num_classes']}; a classifier needs at least 2.")
     if given["head_hidden"] < 0:
         raise ValueError(f"head_hidden is {given['head_hidden']}; 0 leaves the hidden layer out.")
     if given["width"] < MIN_WIDTH:

@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fer_helpers.layouts import SPLIT_FOLDERS
+from fer_helpers.layouts import SPLIT_OF
 
 KAGGLE_INPUT = Path("/kaggle/input")
-SPLITS = {name for names in SPLIT_FOLDERS.values() for name in names}
 
 
 def attached_files(name: str) -> Iterator[Path]:
@@ -28,7 +27,8 @@ def attached_files(name: str) -> Iterator[Path]:
             for name in folders
             if not name.startswith(".")
             and (
-                name.lower() not in SPLITS or os.path.exists(os.path.join(folder, name, "run.json"))
+                name.lower() not in SPLIT_OF
+                or os.path.exists(os.path.join(folder, name, "run.json"))
             )
         )
         yield from (Path(folder, file) for file in sorted(files) if wanted.fullmatch(file))

@@ -239,12 +239,21 @@ def missing_for_compile(device: torch.device) -> str:
     return ""
 
 
+def memory_order(device: torch.device) -> torch.memory_format:
+    """Channels last, which is faster; not on Apple GPUs.
+
+    Some torch releases give wrong gradients of batch norm there (pytorch/pytorch#175189).
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Parts:
-    """Put together what a phase trains with; `model` goes to its device in channels-last order."""
+    """Put together what a phase trains with; `model` goes to its device."""
     recipe = phase.recipe
-    model.to(phase.device, memory_format=torch.channels_last)
+    order = memory_order(phase.device)
+    model.to(phase.device, memory_format=order)
     if phase.teacher is not None:
-        phase.teacher.model.to(phase.device, memory_format=torch.channels_last).eval()
+        phase.teacher.model.to(phase.device, memory_format=order).eval()
     vote_head = None
     if recipe.vote_weight:
         vote_head = nn.Linear(model.num_features, phase.votes.shape[1]).to(phase.device)
@@ -257,6 +266,9 @@ def make_parts(phase: Phase, model: EmotionNet, *, compile: bool = False) -> Par
         torch._dynamo.config.recompile_limit = limit
         # No stopwatch may decide an order of summation: it would decide otherwise another day.
         torch._inductor.config.deterministic = True
+        # Else a backward pass compares what it computed anew in fp32 with a rounded maximum, finds
+        # no place of it, and gives 0/0 (pytorch/pytorch#195214).
+        torch._inductor.config.emulate_precision_casts = True
     if recipe.ema:
         average = AveragedModel(model, use_buffers=True)
     return Parts(

@@ -159,10 +159,7 @@ def plot_precision_recall(
     for k, name in enumerate(class_names):
         if name not in curves:
             continue
-        recall, precision = (
-            np.asarray(curves[name]["recall"]),
-            np.asarray(curves[name]["precision"]),
-        )
+        recall, precision = curves[name]["recall"], curves[name]["precision"]
         # One point per recall that is reached, the best one: the others are vertical drops.
         recall, best = np.unique(recall[::-1], return_index=True)
         recall, precision = _thin(recall, precision[::-1][best])

@@ -145,7 +145,9 @@ def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
     Args:
         counts: how many faces each class has (K,), none of them zero.
         kind: "balanced" is N / (K n_c); "effective" is (1 - 0.999) / (1 - 0.999**n_c), scaled to
-            mean 1 (Cui et al. 2019, "Class-balanced loss based on effective number of samples").
+            mean 1 over the faces (Cui et al. 2019, "Class-balanced loss based on effective number
+            of samples", who take it over the classes: then mixed labels, which torch divides by
+            their number and not by their weights, would weigh less than plain ones).
 
     Returns:
         float64 (K,).
@@ -153,7 +155,7 @@ def class_weights(counts: np.ndarray, kind: str) -> np.ndarray:
     if kind == "balanced":
         return counts.sum() / (len(counts) * counts)
     weights = (1 - 0.999) / (1 - 0.999**counts)
-    return weights / weights.mean()
+    return weights * counts.sum() / (weights @ counts)
 
 
 def make_loss(

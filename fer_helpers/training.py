@@ -54,6 +54,9 @@ from fer_helpers.resuming import Keeper, Progress
 from fer_helpers.splits import SelectionSet, TrainSet
 from fer_helpers.watching import detailed_lines, epoch_bar, epoch_line, stop_request
 
+SMALLEST_SCALE = 1e-3
+"""Of the loss in fp16, which is halved after every step that was skipped: below it none is left."""
+
 SAVE_SECONDS = 60.0
 """At most one state file in this time between epochs, so that a fast GPU does not wait for the
 disk; within an epoch, one in five times this."""
@@ -243,6 +246,11 @@ def close_epoch(phase: Phase, parts: Parts, progress: Progress) -> list[str]:
         lines of text for the reader, the first one about the whole epoch.
     """
     recipe, selection = phase.recipe, phase.selection
+    if parts.scaler.is_enabled() and parts.scaler.get_scale() < SMALLEST_SCALE:
+        raise TrainingError(
+            f"No step could be taken in fp16 for most of epoch {progress.epoch + 1}, whatever the "
+            "scale of the loss: set PRECISION to fp32, and RUN_NAME to a new name."
+        )
     progress.epoch += 1
     row: dict[str, Any] = {
         "epoch": progress.epoch,
@@ -461,6 +469,8 @@ def estimate_minutes(
         step_that_fits(phase, parts, feed, rows, number)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
         took.append(time.perf_counter() - began)
     per_face = float(np.median(took[1:] or took)) / len(rows)  # the first step warms up
     scoring = (len(selection) if selection is not None else 0) / 3  # forward is a third of a step

@@ -739,7 +739,7 @@ if test_votes is not None and final == "fer2013":
     else:
         print("No label is disputed.")
 else:
-    later = "Votes are compared after phase 2." if fer else "PHASES leaves out FER2013 and its votes."
+    later = "Votes are compared after phase 2." if fer else "PHASES leaves out FER2013's votes."
     print(later if config.ferplus_votes else "FERPLUS_VOTES names no table of votes.")
 
 # %% [markdown]

@@ -355,7 +355,7 @@ def test_the_table_for_others(flawed, tmp_path):
 
 def test_worst_offenders_fit_a_gallery(flawed):
     splits = load(flawed)
-    images, labels, captions = data_check.worst_offenders(splits, check_data(splits), count=4)
+    images, labels, captions = data_check.worst_offenders(splits, check_data(splits))
     assert labels == ["two labels", "two splits", "nearly the same", "blank"]
     assert [len(row) for row in images] == [4, 4, 2, 2]
     assert [len(row) for row in captions] == [4, 4, 2, 2]

@@ -8,7 +8,7 @@ from fer_helpers import data_folders
 from fer_helpers.config import DATA_FOLDERS, Config, ConfigError
 from fer_helpers.data import load_affectnet
 from fer_helpers.data_folders import settle_data
-from fer_helpers.models import check_architecture
+from fer_helpers.models import build_model
 from tests.faces_on_disk import write_affectnet, write_fer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +56,7 @@ def test_no_data_anywhere_means_drawn_faces_and_says_what_changed(away):
 
 def test_what_was_set_fits_the_demo(away):
     config, banner = settle_data(Config(backbone="efficientnet_b0", start_size=128))
-    check_architecture(**config.model_kwargs())
+    build_model(2, **config.model_kwargs())
     assert config.backbone == "efficientnet_b0" and "START_SIZE: 128 -> 0" in banner
     assert settle_data(Config(start_size=32))[0].start_size == 32
 

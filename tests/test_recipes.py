@@ -93,7 +93,17 @@ def test_class_weights_by_hand():
     counts = np.array([6, 3, 1])
     np.testing.assert_allclose(class_weights(counts, "balanced"), [10 / 18, 10 / 9, 10 / 3])
     slow = np.array([(1 - 0.999) / (1 - 0.999**n) for n in (6, 3, 1)])
-    np.testing.assert_allclose(class_weights(counts, "effective"), slow / slow.mean())
+    slow *= counts.sum() / (slow @ counts)
+    np.testing.assert_allclose(class_weights(counts, "effective"), slow)
+
+
+@pytest.mark.parametrize("kind", ["balanced", "effective"])
+def test_plain_and_mixed_labels_weigh_the_same(kind):
+    labels = torch.arange(3).repeat_interleave(torch.tensor(COUNTS))
+    logits = torch.zeros(len(labels), 3)  # where every face has the same loss
+    loss = make_loss(recipe(**{**PLAIN, "class_weights": kind}), COUNTS)
+    plain, mixed = loss(logits, labels), loss(logits, F.one_hot(labels, 3).float())
+    assert float(plain) == pytest.approx(float(mixed), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["balanced", "effective", "none"])
@@ -104,7 +114,7 @@ def test_weighted_cross_entropy_is_torchs(batch, kind, smoothing):
     weight = {"balanced": 100 / (3 * COUNTS), "none": np.ones(3)}.get(kind)
     if kind == "effective":
         weight = (1 - 0.999) / (1 - 0.999**COUNTS)
-        weight = weight / weight.mean()
+        weight = weight * COUNTS.sum() / (weight @ COUNTS)
     weight = torch.tensor(weight, dtype=torch.float32)
     for targets in (labels, soft):
         theirs = F.cross_entropy(logits, targets, weight=weight, label_smoothing=smoothing)

@@ -29,9 +29,11 @@ from fer_helpers.training import estimate_minutes, train_step
 from fer_helpers.watching import detailed_lines, stop_request
 from tests.tiny import (
     AUGMENT,
+    MOBILE,
     NO_MEMORY,
     PREPROCESS,
     faces,
+    full_disk,
     kept_in,
     net,
     phase,
@@ -70,19 +72,6 @@ OPTIONS = {
 def eager(monkeypatch):
     """Save after every step."""
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
-
-
-def full_disk(monkeypatch):
-    """Let writing fail while the returned dict says so."""
-    state, real = {"full": False}, os.fsync
-
-    def fsync(descriptor):
-        if state["full"]:
-            raise OSError(28, "No space left on device")
-        real(descriptor)
-
-    monkeypatch.setattr(files.os, "fsync", fsync)
-    return state
 
 
 FILES = ["best.safetensors", "last.pt"]
@@ -165,6 +154,8 @@ def test_soft_labels_of_other_faces_are_refused(tmp_path):
     train(tmp_path, deadline=PAST, soft_labels=some_soft_labels())
     with pytest.raises(CheckpointError, match=r"soft labels was .* and is not there"):
         train(tmp_path)
+    with pytest.raises(CheckpointError, match=r"soft labels was \S+ and is \S+\w{16}"):
+        train(tmp_path, soft_labels=np.roll(some_soft_labels(), 3, axis=0))
 
 
 def test_a_teacher_is_asked_about_what_the_student_sees():
@@ -444,6 +435,25 @@ def test_what_cannot_be_compiled_is_known_beforehand(tmp_path, monkeypatch):
         assert ("Triton" in phases.missing_for_compile(cuda)) is (there is None)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_a_rounded_maximum_of_a_compiled_network_has_a_gradient(tmp_path):
+    if missing := phases.missing_for_compile(torch.device("cpu")):
+        pytest.skip(f"torch.compile needs {missing}")
+    before = net(**MOBILE)
+    after, _ = train(tmp_path, net(**MOBILE), compile=True, precision="bf16", epochs=1)
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    assert not any(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_training_that_skips_every_step_ends_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SMALLEST_SCALE", 1e4)  # three steps, not thirty
+    model = net()
+    model.head[-1].weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(TrainingError, match="No step could be taken in fp16"):
+        train(tmp_path, model, precision="fp16")
+
+
 def test_a_compiled_network_trains_the_same(tmp_path, monkeypatch):
     """With torch's own operations behind the compiler, as far as that is quick to test."""
     given = {"epochs": 1, "votes": some_votes(), "vote_weight": 0.5}
@@ -644,12 +654,6 @@ def test_another_test_folder_is_no_other_training():
     assert one == other
 
 
-def test_other_soft_labels_are_refused(tmp_path):
-    train(tmp_path, deadline=PAST, soft_labels=some_soft_labels())
-    with pytest.raises(CheckpointError, match=r"soft labels was \S+ and is"):
-        train(tmp_path, soft_labels=np.roll(some_soft_labels(), 3, axis=0))
-
-
 def test_the_scale_of_fp16_is_taken_up_again(tmp_path):
     train(tmp_path, deadline=PAST, precision="fp16")
     state = load_state(tmp_path / "last.pt")
@@ -779,7 +783,7 @@ def test_memory_may_run_out_in_the_optimizer(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_in_the_middle_is_a_warning(tmp_path, monkeypatch, eager):
-    disk, lines = full_disk(monkeypatch), []
+    disk, lines = full_disk(monkeypatch, full=False), []
 
     def on_epoch(history):
         disk["full"] = len(history) == 1
@@ -793,8 +797,7 @@ def test_a_full_disk_in_the_middle_is_a_warning(tmp_path, monkeypatch, eager):
 
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_full_disk_at_the_start_and_at_the_end_is_an_error(tmp_path, monkeypatch, epoch):
-    disk = full_disk(monkeypatch)
-    disk["full"] = epoch == 0
+    disk = full_disk(monkeypatch, full=epoch == 0)
 
     def on_epoch(history):
         disk["full"] = len(history) == epoch - 1  # until the last epoch is to be saved
@@ -807,7 +810,7 @@ def test_a_full_disk_at_the_start_and_at_the_end_is_an_error(tmp_path, monkeypat
 
 
 def test_a_full_disk_is_not_asked_again_at_every_step(tmp_path, monkeypatch):
-    disk, lines = full_disk(monkeypatch), []
+    disk, lines = full_disk(monkeypatch, full=False), []
     keepers = []
     real = resuming.Keeper.__init__
 
@@ -850,7 +853,7 @@ def test_the_room_asked_for_is_what_the_state_will_take(tmp_path, monkeypatch, n
 
 
 def test_a_state_that_cannot_be_written_again_is_known_before_training(tmp_path, monkeypatch):
-    disk = full_disk(monkeypatch)
+    disk = full_disk(monkeypatch, full=False)
     train(tmp_path, deadline=0.0)
     disk["full"], steps = True, []
     monkeypatch.setattr(training, "train_epoch", lambda *_: steps.append(1))
@@ -900,11 +903,6 @@ def test_estimate_changes_nothing(changes):
 
 ONE_STEP = {"keep": "last", "schedule": "onecycle", "epochs": 1, "batch_size": 24}
 SMALL_FIRST = {"start_size": 8, "grow_until": 0.5}
-
-
-def test_estimate_without_selection_set():
-    given = {"preprocess": PREPROCESS, "augment": AUGMENT}
-    assert estimate_minutes(net(), faces(), None, recipe(**ONE_STEP), **given) > 0
 
 
 @pytest.mark.parametrize("backbone, selection, changes, seconds", [

@@ -76,6 +76,10 @@ def some_soft_labels(n=24):
     return (0.6 * np.eye(3)[np.arange(n) % 3] + 0.4 * doubt).astype(np.float32)
 
 
+MOBILE = {"backbone": "mobilenet_v3_large", "stem": "imagenet", "width": 64}
+"""The change of `net` to a network in which a maximum follows what is not kept for backward."""
+
+
 def net(seed=0, **changes):
     torch.manual_seed(seed)
     small = {"backbone": "resnet18", "stem": "small2", "width": 16, "channels": 1, "head_hidden": 8}
@@ -157,10 +161,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def full_disk(monkeypatch):
-    """From now on nothing can be put on the disk for good."""
+def full_disk(monkeypatch, full=True):
+    """Nothing can be put on the disk for good while the returned dict says that it is full."""
+    disk, real = {"full": full}, os.fsync
 
-    def refuse(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fsync(descriptor):
+        if disk["full"]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
 
-    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", fsync)
+    return disk
