@@ -53,7 +53,7 @@ def test_inference_wants_both_folders_or_none():
     [
         ("time_to_accuracy --params nix.yaml", "nix.yaml cannot be read"),
         ("time_to_accuracy --data nix", "there is no folder"),
-        ("distill --teachers nix.safetensors", "no model file at nix.safetensors"),
+        ("distill --teachers a --start nix.safetensors", "no model file at nix.safetensors"),
         ("average a b --out mean.safetensors", "no model file at a"),
     ],
 )
