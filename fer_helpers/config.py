@@ -424,8 +424,8 @@ class Config(BaseModel):
 
 
 PATTERNS = {
-    "run_name": "letters, digits, spaces, dots, - and _, without a dot at either end or a space at "
-    "the last",
+    "run_name": "letters, digits, spaces, dots, - and _, without a dot at the start or the end or "
+    "a space at the end",
     "output_dir": "a folder",
     "resume": "'auto', 'never' or a run folder",
     "pretrained": "'imagenet', 'none' or a file of weights",

@@ -57,7 +57,11 @@ def sync_file(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename, over a file; on Windows a scanner, a backup or Excel may hold one for a moment."""
+    """Rename, over a file; on Windows a scanner, a backup or Excel may hold one for a moment.
+
+    Raises:
+        OSError: it cannot be, still after two seconds where it was forbidden.
+    """
     for pause in (0.1, 0.4, 1.6, None):
         try:
             os.replace(source, target)
